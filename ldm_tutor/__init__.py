@@ -1,0 +1,1 @@
+"""A latent diffusion model to build, train and steer. Import its parts by their module: this file defines nothing."""

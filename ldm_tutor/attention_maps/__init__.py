@@ -1,0 +1,1 @@
+"""Floor 3: recording and editing what attention looks at."""

@@ -1,0 +1,1 @@
+"""Floor 4: pictures and captions, drawn here or read from your disk."""

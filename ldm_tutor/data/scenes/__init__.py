@@ -1,0 +1,1 @@
+"""Drawn, captioned scenes: small pictures about which everything is known."""

@@ -1,0 +1,1 @@
+"""Floor 3: what each network is trained to make small."""

@@ -1,0 +1,1 @@
+"""Floor 4: how good the pictures are, in numbers."""

@@ -1,0 +1,122 @@
+"""The blocks that the autoencoder and the U-Net are made of. Shapes of the reference code, section by section.
+
+GroupNorm's eps differs on purpose: 1e-5 in the U-Net's residual blocks, 1e-6 in the spatial transformer and the
+autoencoder. Layers that end a residual branch of the U-Net start at zero, so that a new block changes nothing.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn import functional as F
+
+from ldm_tutor.nn.attention import Attention
+from ldm_tutor.shapes import Context, FeatureMap, Float, Tensor
+
+
+def zero_init(*layers: nn.Module) -> None:
+    """Set weight and bias of each layer to zero."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, convolution; add the time vector; norm, SiLU, convolution; add the input.
+
+    `time_dim` is None in the autoencoder, which knows no time.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, time_dim: int | None, norm_groups: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_proj = nn.Linear(time_dim, out_channels) if time_dim else None
+        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: FeatureMap, t_emb: Float[Tensor, "b time"] | None = None) -> Float[Tensor, "b out h w"]:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_proj is not None and t_emb is not None:
+            h = h + self.time_proj(F.silu(t_emb))[:, :, None, None]  # b c -> b c 1 1
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (x if self.shortcut is None else self.shortcut(x)) + h
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided convolution.
+
+    The U-Net pads all four sides; the autoencoder pads right and bottom only (`asymmetric`), as its weights expect.
+    """
+
+    def __init__(self, channels: int, *, asymmetric: bool = False) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class FeedForward(nn.Module):
+    """GEGLU (Shazeer 2020, arXiv 2002.05202): value x GELU(gate) at four times the width, then back."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(dim, 8 * dim)
+        self.proj_out = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        value, gate = self.proj_in(x).chunk(2, dim=-1)
+        return self.proj_out(value * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention between positions, cross-attention to the words, a feed-forward layer; each added to its input."""
+
+    def __init__(self, dim: int, *, num_heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim=dim, num_heads=num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.cross_attn = Attention(dim=dim, num_heads=num_heads, context_dim=context_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim)
+
+    def forward(self, x: Float[Tensor, "b n d"], context: Context, grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        x = x + self.self_attn(self.norm1(x), grid=grid)
+        x = x + self.cross_attn(self.norm2(x), context, grid=grid)
+        return x + self.feed_forward(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A feature map read as h x w tokens, through `depth` transformer blocks, and back into a feature map."""
+
+    def __init__(self, channels: int, *, num_heads: int, context_dim: int, depth: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(channels, num_heads=num_heads, context_dim=context_dim) for _ in range(depth)
+        )
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: FeatureMap, context: Context) -> FeatureMap:
+        grid = (x.shape[2], x.shape[3])
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # b c h w -> b (h w) c
+        for block in self.blocks:
+            tokens = block(tokens, context, grid)
+        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, grid))  # b (h w) c -> b c h w

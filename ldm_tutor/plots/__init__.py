@@ -1,0 +1,1 @@
+"""Floor 5: the figures of the lessons, in one style."""

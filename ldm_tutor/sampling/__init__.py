@@ -1,0 +1,1 @@
+"""Floor 3: from noise to latents: one step of each sampler, the loop, guidance."""

@@ -1,0 +1,1 @@
+"""Floor 3: reading and writing weights, shipped or foreign, strictly."""
