@@ -237,15 +237,18 @@ def scenes() -> ModelConfig:
     return ModelConfig(
         name="scenes",
         picture_size=64,
-        autoencoder=AutoencoderConfig(channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, scale_factor=1.0),
+        autoencoder=AutoencoderConfig(
+            channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=4, scale_factor=1.0
+        ),
         clip=ClipConfig(text=text, image=image, embed_dim=128),
         unet=UNetConfig(
             channels=64,
-            channel_mult=(1, 2, 4),
+            channel_mult=(1, 2, 3),
             num_res_blocks=1,
-            attention_levels=(0, 1, 2),
+            attention_levels=(1, 2),
             num_heads=4,
             context_dim=128,
+            norm_groups=16,
         ),
     )
 

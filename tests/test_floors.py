@@ -26,6 +26,7 @@ FLOORS = {
     "training": 4,
     "metrics": 4,
     "pipeline": 5,
+    "evaluation": 5,
     "plots": 5,
     "widgets": 5,
     "lessons": 5,

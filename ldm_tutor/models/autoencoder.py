@@ -62,7 +62,7 @@ class CoderLevel(nn.Module):
         self.res_blocks = nn.ModuleList(_res_block(config, i, o) for i, o in channels)
         self.resize = resize
 
-    def forward(self, x: FeatureMap) -> FeatureMap:
+    def forward(self, x: FeatureMap) -> Float[Tensor, "b out h_out w_out"]:
         for block in self.res_blocks:
             x = block(x)
         return x if self.resize is None else self.resize(x)
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
         self.norm_out = nn.GroupNorm(config.norm_groups, width, eps=1e-6)
         self.conv_out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
 
-    def forward(self, pictures: Float[Tensor, "b c H W"]) -> FeatureMap:
+    def forward(self, pictures: Float[Tensor, "b c H W"]) -> Float[Tensor, "b moments h w"]:
         x = self.conv_in(pictures)
         for level in self.levels:
             x = level(x)
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         self.norm_out = nn.GroupNorm(config.norm_groups, width, eps=1e-6)
         self.conv_out = nn.Conv2d(width, config.picture_channels, 3, padding=1)
 
-    def forward(self, latents: Latents) -> Float[Tensor, "b c H W"]:
+    def forward(self, latents: Latents) -> Float[Tensor, "b out H W"]:
         x = self.mid(self.conv_in(latents))
         for level in self.levels:
             x = level(x)
@@ -161,7 +161,7 @@ class Autoencoder(nn.Module):
             )
         return DiagonalGaussian(self.quant_conv(self.encoder(pictures)))
 
-    def decode(self, latents: Latents) -> Float[Tensor, "b c H W"]:
+    def decode(self, latents: Latents) -> Float[Tensor, "b out H W"]:
         """Return pictures, about in [-1, 1] and not clamped, from unscaled latents."""
         return self.decoder(self.post_quant_conv(latents))
 

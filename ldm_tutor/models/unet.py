@@ -16,7 +16,7 @@ from ldm_tutor.errors import ShapeError
 from ldm_tutor.nn.attention import Attention, Site
 from ldm_tutor.nn.blocks import Downsample, ResBlock, SpatialTransformer, Upsample, zero_init
 from ldm_tutor.nn.embeddings import TimeMLP
-from ldm_tutor.shapes import Context, FeatureMap, Float, Latents, Tensor
+from ldm_tutor.shapes import Context, FeatureMap, Float, Latents, Tensor, Times
 
 
 class Level(nn.Module):
@@ -29,7 +29,7 @@ class Level(nn.Module):
         )
         self.transformers = nn.ModuleList(_transformer(config, o) for _, o in channels if attention)
 
-    def block(self, index: int, x: FeatureMap, t_emb: Tensor, context: Context) -> FeatureMap:
+    def block(self, index: int, x: FeatureMap, t_emb: Tensor, context: Context) -> Float[Tensor, "b out h w"]:
         """Run residual block `index`, and its transformer if there is one."""
         x = self.res_blocks[index](x, t_emb)
         return self.transformers[index](x, context) if len(self.transformers) else x
@@ -42,7 +42,7 @@ class DownLevel(Level):
         super().__init__(config, channels, attention=attention)
         self.downsample = None if last else Downsample(channels[-1][1])
 
-    def forward(self, x: FeatureMap, t_emb: Tensor, context: Context) -> tuple[FeatureMap, list[Tensor]]:
+    def forward(self, x: FeatureMap, t_emb: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
         """Return the feature map for the next level, and all that the way up will read (the skips)."""
         skips: list[Tensor] = []
         for index in range(len(self.res_blocks)):
@@ -73,7 +73,7 @@ class UpLevel(Level):
         super().__init__(config, channels, attention=attention)
         self.upsample = None if last else Upsample(channels[-1][1])
 
-    def forward(self, x: FeatureMap, skips: list[Tensor], t_emb: Tensor, context: Context) -> FeatureMap:
+    def forward(self, x: FeatureMap, skips: list[Tensor], t_emb: Tensor, context: Context) -> Tensor:
         for index in range(len(self.res_blocks)):
             x = self.block(index, torch.cat([x, skips.pop()], dim=1), t_emb, context)
         return x if self.upsample is None else self.upsample(x)
@@ -128,7 +128,7 @@ class UNet(nn.Module):
         self._init_zeros()
         self._name_sites()
 
-    def forward(self, latents: Latents, t: Float[Tensor, " b"], context: Context) -> Float[Tensor, "b out h w"]:
+    def forward(self, latents: Latents, t: Times, context: Context) -> Float[Tensor, "b out h w"]:
         self._check(latents, context)
         t_emb = self.time_mlp(t)
         x = self.conv_in(latents)

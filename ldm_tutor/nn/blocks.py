@@ -56,7 +56,7 @@ class Downsample(nn.Module):
         self.asymmetric = asymmetric
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
 
-    def forward(self, x: FeatureMap) -> FeatureMap:
+    def forward(self, x: FeatureMap) -> Float[Tensor, "b c h_half w_half"]:
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
 
@@ -67,7 +67,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: FeatureMap) -> FeatureMap:
+    def forward(self, x: FeatureMap) -> Float[Tensor, "b c h_double w_double"]:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ldm_tutor.shapes import Float, Tensor
+from ldm_tutor.shapes import Float, Tensor, Times
 
 
-def timestep_embedding(t: Float[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}"]:
+def timestep_embedding(t: Times, dim: int) -> Float[Tensor, "b {dim}"]:
     """Return [cos | sin] of t at dim / 2 frequencies from 1 down to 1 / 10000, float32, shape (b, dim).
 
     The order and spacing of the LDM code: freq_k = exp(-ln(10000) k / half), k = 0 .. half - 1.
@@ -31,6 +31,6 @@ class TimeMLP(nn.Module):
         self.linear_1 = nn.Linear(dim, 4 * dim)
         self.linear_2 = nn.Linear(4 * dim, 4 * dim)
 
-    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def forward(self, t: Times) -> Float[Tensor, "b d"]:
         wave = timestep_embedding(t, self.dim).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(wave)))

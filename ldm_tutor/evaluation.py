@@ -1,0 +1,147 @@
+"""How good is a model? Every figure of `ldm-tutor evaluate`, with its interval and the number of cases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes, to_float
+from ldm_tutor.data.scenes.words import parse
+from ldm_tutor.metrics.fid import frechet_distance, judge_features
+from ldm_tutor.metrics.figures import Measured, mean
+from ldm_tutor.metrics.pictures import psnr
+from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
+from ldm_tutor.metrics.retrieval import distinct_batches, retrieval_top1
+from ldm_tutor.models.judge import Judge
+from ldm_tutor.pipeline import Pipeline
+from ldm_tutor.shapes import Pictures
+from ldm_tutor.weights.files import load_model
+from ldm_tutor.weights.shipped import resolve
+
+Report = dict[str, Any]
+
+
+def load_judge(folder: str | Path | None = None, device: str = "cpu") -> Judge:
+    """Load the judge of a folder of weights; without one, the shipped judge."""
+    judge = load_model(resolve(folder) / "judge.safetensors", "judge", device=device)
+    assert isinstance(judge, Judge)
+    return judge
+
+
+def draw_many(
+    pipeline: Pipeline, captions: list[str], *, seed: int = 0, batch_size: int = 64, **settings: Any
+) -> Iterator[Pictures]:
+    """Yield the pictures of `captions` batch by batch; picture number i has the seed `seed` + i."""
+    for start in range(0, len(captions), batch_size):
+        part = captions[start : start + batch_size]
+        yield pipeline.draw(part, [seed + start + i for i in range(len(part))], **settings)
+
+
+def evaluate_pictures(
+    pipeline: Pipeline,
+    judge: Judge,
+    *,
+    num: int = 256,
+    seed: int = 0,
+    num_reference: int = 2000,
+    wrap: Any = None,
+    **settings: Any,
+) -> Report:
+    """Draw `num` held-out sentences, and as many with unseen pairs, and measure what came of them.
+
+    `settings` go to `Pipeline.draw`; `wrap` (such as tqdm) may show progress over an iterable of batches.
+    Returns attribute accuracy (overall, by number of objects, per attribute, unseen pairs), the same for the real
+    pictures and for decoded ones (the ceilings), FID with its floor, and seconds per picture.
+    """
+    show = wrap or (lambda batches, **_: batches)
+    test = render_scenes(num, "test", seed)
+    unseen = render_scenes(num, "unseen", seed)
+    start = time.perf_counter()
+    made = _collect(show(draw_many(pipeline, test.captions, seed=seed, **settings), desc="held-out sentences"))
+    seconds = (time.perf_counter() - start) / num
+    made_unseen = _collect(show(draw_many(pipeline, unseen.captions, seed=seed, **settings), desc="unseen pairs"))
+
+    accuracy = _accuracies(judge, made, test)
+    decoded = _reconstruct(pipeline, test)
+    reference = judge_features(judge, to_float(render_scenes(num_reference, "train", seed + 1).pictures))
+    return {
+        "attribute_accuracy": accuracy,
+        "attribute_accuracy_unseen_pairs": _accuracies(judge, made_unseen, unseen),
+        "ceiling_real": _accuracies(judge, to_float(test.pictures), test)["all"],
+        "ceiling_decoded": _accuracies(judge, decoded, test)["all"],
+        "fid": {
+            "value": round(frechet_distance(judge_features(judge, made), reference), 4), "interval": None, "num": num
+        },
+        "fid_floor": {
+            "value": round(frechet_distance(judge_features(judge, to_float(test.pictures)), reference), 4),
+            "interval": None,
+            "num": num,
+        },
+        "seconds_per_picture": Measured(seconds, None, num).to_dict(),
+        "settings": {"num": num, "seed": seed, "num_reference": num_reference, **settings},
+    }  # fmt: skip
+
+
+def evaluate_autoencoder(pipeline: Pipeline, judge: Judge, *, num: int = 512, seed: int = 0) -> Report:
+    """Measure reconstructions of held-out scenes: PSNR in dB, what the judge reads from them, the latents' spread."""
+    test = render_scenes(num, "test", seed)
+    real = to_float(test.pictures)
+    made = _reconstruct(pipeline, test)
+    with torch.inference_mode():
+        latents = torch.cat(
+            [pipeline.autoencoder.to_latents(part.to(pipeline.device), _rng()) for part in real.split(64)]
+        )
+    return {
+        "psnr": mean(psnr(made, real).tolist()).to_dict(),
+        "attribute_accuracy_decoded": _accuracies(judge, made, test),
+        "latent_mean": Measured(float(latents.mean()), None, num).to_dict(),
+        "latent_std": Measured(float(latents.std()), None, num).to_dict(),
+    }
+
+
+def evaluate_clip(pipeline: Pipeline, *, num: int = 4096, seed: int = 0, batch_size: int = 64) -> Report:
+    """Measure retrieval top-1 both ways in batches of distinct sentences, from `num` held-out scenes."""
+    test = render_scenes(num, "test", seed)
+    chosen = distinct_batches(test.captions, test.scenes, batch_size)
+    tokens = pipeline.tokenizer([test.captions[i] for i in chosen])
+    found = retrieval_top1(pipeline.clip, to_float(test.pictures[chosen]), tokens, batch_size)
+    return {name: value.to_dict() for name, value in found.items()}
+
+
+def evaluate_judge(judge: Judge, *, num: int = 2000, seed: int = 0) -> Report:
+    """Measure what the judge reads from real held-out scenes, from unseen pairs, and from three objects."""
+    return {
+        split: _accuracies(judge, to_float(scenes.pictures), scenes)
+        for split in ("test", "unseen", "three")
+        for scenes in [render_scenes(num, split, seed)]
+    }
+
+
+def _accuracies(judge: Judge, pictures: Pictures, scenes: ScenePictures) -> dict[str, Any]:
+    readings = read_pictures(judge, pictures)
+    requests = [parse(caption) for caption in scenes.captions]
+    report = {name: value.to_dict() for name, value in attribute_accuracy(readings, requests).items()}
+    for number, name in ((1, "one_object"), (2, "two_objects")):
+        rows = [i for i, request in enumerate(requests) if len(request.objects) == number]
+        if rows:
+            part = attribute_accuracy([readings[i] for i in rows], [requests[i] for i in rows])
+            report[name] = part["all"].to_dict()
+    return report
+
+
+@torch.inference_mode()
+def _reconstruct(pipeline: Pipeline, scenes: ScenePictures) -> Pictures:
+    parts = to_float(scenes.pictures).split(64)
+    return torch.cat([pipeline.autoencoder(part.to(pipeline.device)).clamp(-1, 1).cpu() for part in parts])
+
+
+def _rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _collect(batches: Iterable[Pictures]) -> Pictures:
+    return torch.cat([batch.cpu() for batch in batches])

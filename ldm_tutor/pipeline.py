@@ -1,0 +1,213 @@
+"""Sentence in, picture out: the one file that knows every part.
+
+tokens -> text encoder -> context; noise -> U-Net, N times, with guidance -> latents; latents -> decoder -> picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ldm_tutor.config import ModelConfig, ScheduleConfig
+from ldm_tutor.errors import ConfigError, PromptError, WeightsError
+from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.clip import Clip
+from ldm_tutor.models.text_encoder import TextEncoder
+from ldm_tutor.models.tokenizer import Tokenizer
+from ldm_tutor.models.unet import UNet
+from ldm_tutor.sampling.guidance import Guided
+from ldm_tutor.sampling.loop import SampleState, sample
+from ldm_tutor.sampling.noise import PictureNoise
+from ldm_tutor.sampling.steps import timestep_grid
+from ldm_tutor.schedule import NoiseSchedule
+from ldm_tutor.shapes import Context, Latents, Pictures
+from ldm_tutor.weights.files import load_model, read_header
+from ldm_tutor.weights.shipped import resolve
+
+PARTS = {"autoencoder": "autoencoder.safetensors", "clip": "clip.safetensors", "unet": "unet.safetensors"}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All parts of one latent diffusion model, ready to draw. Make one with `load_pipeline`.
+
+    Pictures are float32 (b, 3, H, W) in [-1, 1]. One seed gives one picture, alone or in any batch.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    clip: Clip
+    unet: UNet
+    autoencoder: Autoencoder
+    schedule: NoiseSchedule
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """CLIP's text tower, whose vectors the U-Net reads."""
+        return self.clip.text
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.unet.parameters()).device
+
+    @torch.inference_mode()
+    def embed(self, prompts: Sequence[str]) -> Context:
+        """Return the context of each sentence, (b, tokens, width); an empty text gives the unconditional context."""
+        rows = [self.tokenizer.empty(1) if prompt == "" else self.tokenizer([prompt]) for prompt in prompts]
+        return self.text_encoder(torch.cat(rows).to(self.device))
+
+    def noise(self, seeds: Sequence[int]) -> Latents:
+        """Return the pure noise that pictures with these seeds start from, (b, c, h, w)."""
+        return PictureNoise(seeds).initial(self.config.latent_shape).to(self.device)
+
+    @torch.inference_mode()
+    def decode(self, latents: Latents) -> Pictures:
+        """Return the pictures of scaled latents."""
+        return self.autoencoder.to_pictures(latents)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        num_steps: int = 20,
+        guidance: float = 4.0,
+        sampler: str = "dpm++",
+        negative: Sequence[str] | None = None,
+        eta: float = 0.0,
+    ) -> Pictures:
+        """Draw one picture per sentence and seed.
+
+        `guidance`: 1 follows the sentence as trained, more insists on it. `negative`: what to move away from, one
+        text per picture. Errors: PromptError for a sentence that cannot be read, ConfigError for a setting.
+        """
+        state = None
+        for state in self.steps(
+            prompts, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler, negative=negative, eta=eta
+        ):
+            pass
+        if state is None:
+            raise ConfigError("Pipeline.draw: num_steps", given=num_steps, expected="1 or more")
+        return self.decode(state.latents)
+
+    def steps(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        num_steps: int = 20,
+        guidance: float = 4.0,
+        sampler: str = "dpm++",
+        negative: Sequence[str] | None = None,
+        eta: float = 0.0,
+        start: Latents | None = None,
+        start_at: int = 0,
+        edit: Callable[[SampleState], Latents] | None = None,
+    ) -> Iterator[SampleState]:
+        """Yield the state after every step of `draw`: stop, look, and go on.
+
+        `start` and `start_at` begin from given latents at step `start_at` of the run (see `redraw`).
+        """
+        self._check_batch(prompts, seeds, negative)
+        context = self.embed(prompts)
+        empty = self.embed(list(negative) if negative is not None else [""])
+        denoiser = Guided(self.unet, context, empty, guidance)
+        run = sample(
+            denoiser,
+            self.noise(seeds) if start is None else start,
+            self.schedule,
+            sampler=sampler,
+            num_steps=num_steps,
+            eta=eta,
+            noise=PictureNoise(seeds),
+            start_at=start_at,
+            edit=edit,
+        )
+        while True:
+            with torch.inference_mode():  # held only while a step runs, never while the caller looks
+                state = next(run, None)
+            if state is None:
+                return
+            yield state
+
+    def redraw(
+        self,
+        pictures: Pictures,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        strength: float = 0.6,
+        num_steps: int = 20,
+        guidance: float = 4.0,
+        sampler: str = "dpm++",
+    ) -> Pictures:
+        """Picture to picture: noise `pictures` by a share `strength` (0 keeps, 1 forgets) and draw from there."""
+        if not 0 <= strength <= 1:
+            raise ConfigError("Pipeline.redraw: strength", given=strength, expected="0 (keep) to 1 (forget)")
+        start_at = num_steps - round(strength * num_steps)
+        with torch.inference_mode():
+            latents = self.autoencoder.config.scale_factor * self.autoencoder.encode(pictures.to(self.device)).mode()
+        if start_at == num_steps:
+            return self.decode(latents)
+        t = timestep_grid(self.schedule, num_steps)[start_at]
+        noisy = self.schedule.add_noise(latents, self.noise(seeds), torch.full((len(pictures),), t))
+        state = None
+        for state in self.steps(
+            prompts, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler, start=noisy, start_at=start_at
+        ):
+            pass
+        return self.decode(noisy if state is None else state.latents)
+
+    @staticmethod
+    def _check_batch(prompts: Sequence[str], seeds: Sequence[int], negative: Sequence[str] | None) -> None:
+        if isinstance(prompts, str):
+            raise PromptError("Pipeline: prompts", given=prompts, expected='a list of sentences, e.g. ["a red cat"]')
+        for prompt in prompts:
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise PromptError(
+                    "Pipeline: an empty sentence", given=prompt, expected="a sentence such as 'a red cat at night'"
+                )
+        if not prompts or len(prompts) != len(seeds) or (negative is not None and len(negative) != len(prompts)):
+            raise ConfigError(
+                "Pipeline: one seed (and one negative text, if any) per sentence",
+                given=(len(prompts), len(seeds)),
+                expected="equal numbers, at least one",
+            )
+
+
+def load_pipeline(folder: str | Path | None = None, device: str = "cpu") -> Pipeline:
+    """Load a model from a folder of weights; without one, the model that the course ships.
+
+    Raises WeightsError naming the file where one is missing, broken, or of a size that does not fit the others.
+    """
+    root = resolve(folder)
+    paths = {kind: root / name for kind, name in PARTS.items()}
+    autoencoder = load_model(paths["autoencoder"], "autoencoder", device=device)
+    clip = load_model(paths["clip"], "clip", device=device)
+    unet = load_model(paths["unet"], "unet", device=device)
+    assert isinstance(autoencoder, Autoencoder) and isinstance(clip, Clip) and isinstance(unet, UNet)
+    header = read_header(paths["unet"])
+    schedule = ScheduleConfig.from_dict(header["metadata"].get("schedule", ScheduleConfig().to_dict()))
+    tokenizer = Tokenizer.load(root / "tokenizer")
+    try:
+        config = ModelConfig(
+            name=root.name,
+            picture_size=clip.config.image.picture_size,
+            autoencoder=autoencoder.config,
+            clip=clip.config,
+            unet=unet.config,
+            schedule=schedule,
+        )
+    except ConfigError as error:
+        raise WeightsError(f"the parts in {root} do not fit together ({error})", fix="train them together") from error
+    if tokenizer.vocab_size > clip.config.text.vocab_size:
+        raise WeightsError(
+            f"the tokenizer in {root} has more tokens than the text encoder",
+            given=tokenizer.vocab_size,
+            expected=f"at most {clip.config.text.vocab_size}",
+        )
+    return Pipeline(config, tokenizer, clip, unet, autoencoder, NoiseSchedule(schedule))

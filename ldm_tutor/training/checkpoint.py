@@ -1,0 +1,59 @@
+"""Checkpoints that survive a kill: written beside the old one, then put in its place in one move."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_tutor.errors import WeightsError
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` to `path`; at any moment the path holds a whole checkpoint, the old one or the new one."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+            temporary = Path(file.name)
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise WeightsError(
+            f"the checkpoint {path} cannot be written ({error})",
+            fix="the previous checkpoint, if there was one, is whole; make room or choose another --out",
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, *, stage: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the state written by `write_checkpoint`, on the CPU, after checking that it belongs to this run.
+
+    Raises WeightsError where the file is missing, broken, of another stage, or of other settings (which are named).
+    """
+    if not path.is_file():
+        raise WeightsError(f"no checkpoint to resume at {path}", fix="start without --resume")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"the checkpoint {path} cannot be read", expected="a file written by ldm-tutor train", fix=str(error)[:200]
+        ) from error
+    if not isinstance(state, dict) or state.get("stage") != stage:
+        raise WeightsError(f"the checkpoint {path} is not one of the stage {stage!r}")
+    for name, value in settings.items():
+        if state["settings"].get(name) != value:
+            raise WeightsError(
+                f"the checkpoint {path} was made with another {name}",
+                given=value,
+                expected=f"{state['settings'].get(name)!r}, or another --out",
+            )
+    return state

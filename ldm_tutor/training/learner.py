@@ -1,0 +1,138 @@
+"""One network and all that trains it: optimiser, running average, and a fast copy in bfloat16 where that pays.
+
+The float32 weights are the truth. In bfloat16 a copy computes, its gradients go to the float32 weights, and the copy
+is refreshed after every step: mixed precision with master weights (Micikevicius et al. 2018, arXiv 1710.03740).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm_tutor.errors import ConfigError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`; "auto" is CUDA, then Apple's MPS, then the CPU."""
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError("device", given=name, expected="auto, cpu, cuda, cuda:1, mps") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return torch.float32 or torch.bfloat16; "auto" takes bfloat16 where a short trial finds it faster."""
+    if name in ("float32", "bfloat16"):
+        return getattr(torch, name)
+    if name != "auto":
+        raise ConfigError("precision", given=name, expected="auto, float32 or bfloat16")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    return torch.bfloat16 if _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else torch.float32
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    layer = nn.Conv2d(64, 64, 3, padding=1).to(dtype)
+    x = torch.randn(16, 64, 16, 16).to(dtype)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        layer(x).sum().backward()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class Learner:
+    """A network under training. Compute with `.net`, call `.step` after backward, keep `.ema` for use afterwards.
+
+    `peak_lr` is reached after `warmup` steps; `lr_at` then follows half a cosine down to 2% at the end of the run.
+    `ema_decay` None keeps no running average: `.ema` is then the network itself.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        peak_lr: float,
+        device: torch.device,
+        dtype: torch.dtype,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.01,
+        ema_decay: float | None = 0.999,
+        warmup: int = 200,
+        max_norm: float = 1.0,
+    ) -> None:
+        self.network = network.to(device).float()
+        self.net = copy.deepcopy(self.network).to(dtype) if dtype != torch.float32 else self.network
+        self.ema = copy.deepcopy(self.network) if ema_decay is not None else self.network
+        self.ema.eval().requires_grad_(self.ema is self.network)
+        self.peak_lr, self.warmup, self.max_norm, self.ema_decay = peak_lr, warmup, max_norm, ema_decay
+        self.num_updates = 0
+        self._params = list(self.network.parameters())
+        self._net_params = list(self.net.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self._params, lr=peak_lr, betas=betas, weight_decay=weight_decay, fused=device.type != "mps"
+        )
+
+    def lr_at(self, progress: float) -> float:
+        """Return the learning rate after a share `progress` (0 to 1) of the run."""
+        rise = min(1.0, (self.num_updates + 1) / self.warmup)
+        return self.peak_lr * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+    def step(self, progress: float) -> None:
+        """Apply the gradients that backward left, update the running average, and forget the gradients."""
+        if self.net is not self.network:
+            for ours, fast in zip(self._params, self._net_params, strict=True):
+                ours.grad = None if fast.grad is None else fast.grad.float()
+        torch.nn.utils.clip_grad_norm_(self._params, self.max_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_at(progress)
+        self.optimizer.step()
+        self.num_updates += 1
+        self.network.zero_grad(set_to_none=True)
+        self.net.zero_grad(set_to_none=True)
+        self._refresh()
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        if self.net is not self.network:
+            torch._foreach_copy_(self._net_params, self._params)
+        if self.ema_decay is not None:
+            decay = min(self.ema_decay, (1 + self.num_updates) / (10 + self.num_updates))
+            torch._foreach_lerp_(list(self.ema.parameters()), self._params, 1 - decay)
+            for average, current in zip(self.ema.buffers(), self.net.buffers(), strict=True):
+                average.copy_(current)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that an exact continuation needs."""
+        return {
+            "network": self.network.state_dict(),
+            "buffers": {name: value for name, value in self.net.named_buffers()},
+            "ema": self.ema.state_dict() if self.ema is not self.network else None,
+            "optimizer": self.optimizer.state_dict(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        if state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.num_updates = state["num_updates"]
+        with torch.no_grad():
+            if self.net is not self.network:
+                torch._foreach_copy_(self._net_params, self._params)
+            for name, value in self.net.named_buffers():
+                value.copy_(state["buffers"][name])

@@ -1,0 +1,210 @@
+"""The training loop, as a generator: one record per step, so that a lesson can stop, look, and go on.
+
+A step's random numbers depend on the seed and the step's number alone. So a run that was stopped and resumed makes the
+same steps, with the same numbers, as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ldm_tutor.errors import ConfigError, TutorError
+from ldm_tutor.training.checkpoint import read_checkpoint, write_checkpoint
+from ldm_tutor.training.learner import Learner
+
+
+class Stage(Protocol):
+    """What one training stage brings: its networks, and what one step does."""
+
+    name: str
+    batch_size: int
+    learners: dict[str, Learner]
+    settings: dict[str, Any]  # what must be equal for a checkpoint to fit
+
+    def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
+        """Make one step with random numbers from `generator`; return the values to log."""
+        ...
+
+    def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
+        """Write the finished weights into `folder` and return the paths."""
+        ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: a number of steps, or minutes of wall time; one of the two."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ConfigError("Budget", given=(self.steps, self.minutes), expected="either steps or minutes")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError("--steps", given=self.steps, expected="1 or more")
+        if self.minutes is not None and not (0 < self.minutes < math.inf):
+            raise ConfigError("--minutes", given=self.minutes, expected="a positive number")
+
+    def progress(self, steps: int, seconds: float) -> float:
+        """Return the share of the budget that is used up, 0 to 1."""
+        used = steps / self.steps if self.steps is not None else seconds / (60 * (self.minutes or 1))
+        return min(1.0, used)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step reports. `seconds` counts training time over all resumed parts of the run."""
+
+    step: int  # steps done so far
+    samples: int
+    seconds: float
+    progress: float
+    values: dict[str, float] = field(default_factory=dict)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Return the random numbers of one step: a CPU generator seeded by seed and step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def train(
+    stage: Stage, budget: Budget, folder: Path, *, seed: int = 0, resume: bool = False, save_every: float = 120.0
+) -> Iterator[StepRecord]:
+    """Yield one record per step until the budget is used up; write a checkpoint every `save_every` seconds.
+
+    The checkpoint is `folder/<stage>.checkpoint`. Closing the generator (or Ctrl-C inside it) writes one too.
+    """
+    path = folder / f"{stage.name}.checkpoint"
+    settings = {**stage.settings, "seed": seed}
+    step, seconds = 0, 0.0
+    if resume:
+        state = read_checkpoint(path, stage=stage.name, settings=settings)
+        step, seconds = state["step"], state["seconds"]
+        for name, learner in stage.learners.items():
+            learner.load_state_dict(state["learners"][name])
+    saved_at, saved_step, start = seconds, -1, time.perf_counter() - seconds
+
+    def save() -> None:
+        learners = {name: learner.state_dict() for name, learner in stage.learners.items()}
+        write_checkpoint(
+            path,
+            {"stage": stage.name, "settings": settings, "step": step, "seconds": seconds, "learners": learners},
+        )
+
+    try:
+        while (progress := budget.progress(step, seconds)) < 1:
+            values = stage.train_step(step_generator(seed, step), progress)
+            step, seconds = step + 1, time.perf_counter() - start
+            broken = [name for name, value in values.items() if not math.isfinite(value)]
+            if broken:
+                raise TutorError(
+                    f"training {stage.name} broke at step {step}: {', '.join(broken)} is not a number",
+                    fix=f"the checkpoint {path} is from before; resume with a lower learning rate or in float32",
+                )
+            if seconds - saved_at > save_every:
+                save()
+                saved_at, saved_step = seconds, step
+                start = time.perf_counter() - seconds  # writing does not count as training time
+            yield StepRecord(step, step * stage.batch_size, seconds, budget.progress(step, seconds), values)
+    except TutorError:
+        saved_step = step  # never save a broken state
+        raise
+    finally:
+        if saved_step != step:
+            save()
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn a first Ctrl-C into a flag that is read between two steps, so that no step is left half done.
+
+    A second Ctrl-C stops at once. Outside the main thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_stage(
+    stage: Stage,
+    budget: Budget,
+    folder: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    log_every: int = 25,
+    show_progress: bool = True,
+) -> list[Path]:
+    """Train to the end with a progress bar, `<stage>.csv` and TensorBoard logs; return the written weights' paths.
+
+    Ctrl-C stops after writing a checkpoint and raises KeyboardInterrupt.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm.auto import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    log_path = folder / f"{stage.name}.csv"
+    sums: dict[str, float] = {}
+    count = 0
+    record = None
+    records = train(stage, budget, folder, seed=seed, resume=resume)
+    with (
+        open(log_path, "a" if resume else "w", newline="", encoding="utf-8") as log_file,
+        SummaryWriter(str(folder / "tensorboard" / stage.name), purge_step=None) as board,
+        tqdm(total=100, desc=stage.name, unit="%", disable=not show_progress, bar_format=_BAR) as bar,
+        deferred_interrupt() as interrupted,
+    ):
+        writer = None
+        for record in records:
+            if interrupted():
+                records.close()  # type: ignore[attr-defined]  # a generator; it writes the checkpoint
+                raise KeyboardInterrupt
+            for name, value in record.values.items():
+                sums[name] = sums.get(name, 0.0) + value
+            count += 1
+            bar.update(100 * record.progress - bar.n)
+            if record.step % log_every == 0 or record.progress >= 1:
+                means = {name: value / count for name, value in sums.items()}
+                row = {"step": record.step, "samples": record.samples, "seconds": round(record.seconds, 1)}
+                row |= {name: float(f"{value:.5g}") for name, value in means.items()}
+                if writer is None:
+                    writer = csv.DictWriter(log_file, fieldnames=list(row))
+                    if log_file.tell() == 0:
+                        writer.writeheader()
+                writer.writerow(row)
+                log_file.flush()
+                for name, value in means.items():
+                    board.add_scalar(f"{stage.name}/{name}", value, record.step)
+                rate = record.samples / record.seconds
+                bar.set_postfix_str(f"{rate:.0f}/s " + " ".join(f"{k} {v:.3g}" for k, v in means.items()))
+                sums, count = {}, 0
+    history = {"steps": record.step, "samples": record.samples, "seconds": record.seconds} if record else {}
+    return stage.finish(folder, history)
+
+
+_BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"

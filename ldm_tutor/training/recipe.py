@@ -1,0 +1,176 @@
+"""The whole recipe: judge, autoencoder, CLIP, denoiser, in the order in which each needs the one before.
+
+Every stage can be trained alone; it then takes what it needs from the same folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from ldm_tutor.config import JudgeConfig, ModelConfig, scenes
+from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes
+from ldm_tutor.data.scenes.sampling import caption_for, sample_scene
+from ldm_tutor.data.scenes.words import describe
+from ldm_tutor.errors import ConfigError, WeightsError
+from ldm_tutor.losses.reconstruction import PerceptualDistance
+from ldm_tutor.models.tokenizer import Tokenizer
+from ldm_tutor.training.learner import pick_device, pick_dtype
+from ldm_tutor.training.loop import Budget, Stage, run_stage
+from ldm_tutor.training.stages.autoencoder import AutoencoderStage
+from ldm_tutor.training.stages.clip import ClipStage
+from ldm_tutor.training.stages.denoiser import DenoiserStage, cache_moments
+from ldm_tutor.training.stages.judge import JudgeStage
+from ldm_tutor.weights.files import load_model
+
+log = logging.getLogger(__name__)
+
+STAGES = ("perceptual", "judge", "autoencoder", "clip", "denoiser")
+SHARES = {"perceptual": 0.012, "judge": 0.028, "autoencoder": 0.18, "clip": 0.04, "denoiser": 0.74}  # of the minutes
+OUTPUTS = {
+    "perceptual": "perceptual.safetensors",
+    "judge": "judge.safetensors",
+    "autoencoder": "autoencoder.safetensors",
+    "clip": "clip.safetensors",
+    "denoiser": "unet.safetensors",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What all stages share. `num_scenes` scales the data: the denoiser sees this many pictures, the others less."""
+
+    folder: Path
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    num_scenes: int = 100_000
+    num_workers: int = 0
+    show_progress: bool = True
+    config: ModelConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_scenes < 64:
+            raise ConfigError("--num-scenes", given=self.num_scenes, expected="64 or more")
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model to train; the course's scenes model unless another is given."""
+        return self.config or scenes()
+
+
+def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: bool = False) -> list[Path]:
+    """Train one stage of STAGES within `budget`; return the paths of the weights it wrote."""
+    if name not in STAGES:
+        raise ConfigError("stage", given=name, expected=f"one of {STAGES} or all")
+    torch.manual_seed(options.seed)  # first weights
+    stage = _build(name, options)
+    return run_stage(
+        stage, budget, options.folder, seed=options.seed, resume=resume, show_progress=options.show_progress
+    )
+
+
+def train_all(minutes: float, options: TrainingOptions, *, resume: bool = False) -> Iterator[tuple[str, list[Path]]]:
+    """Train every stage in turn, sharing out `minutes` by SHARES; yield each stage's name and its weights.
+
+    With `resume`, finished stages are skipped and a broken-off one goes on from its checkpoint.
+    """
+    Budget(minutes=minutes)  # a bad number is refused before anything starts
+    for name in STAGES:
+        done = options.folder / OUTPUTS[name]
+        if resume and done.is_file():
+            log.info("%s is already there: %s", name, done)
+            yield name, [done]
+            continue
+        broken_off = resume and (options.folder / f"{name}.checkpoint").is_file()
+        yield name, train_stage(name, Budget(minutes=minutes * SHARES[name]), options, resume=broken_off)
+
+
+def _build(name: str, options: TrainingOptions) -> Stage:
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.precision, device)
+    model, folder = options.model, options.folder
+    if name in ("perceptual", "judge"):
+        # The smaller network gets other first weights, so that no measurement is taken with what a loss has used.
+        torch.manual_seed(options.seed + len(name))
+        config = JudgeConfig(channels=16 if name == "perceptual" else 24)
+        return JudgeStage(config, _judge_scenes(options), device=device, dtype=dtype, name=name)
+    if name == "autoencoder":
+        perceptual = PerceptualDistance(_load(folder, "perceptual"))
+        pictures = _train_scenes(options).pictures
+        return AutoencoderStage(model.autoencoder, pictures, perceptual, device=device, dtype=dtype)
+    if name == "clip":
+        data = _train_scenes(options)
+        tokenizer = Tokenizer.train(
+            data.captions, vocab_size=model.clip.text.vocab_size, context_length=model.clip.text.context_length
+        )
+        return ClipStage(model.clip, data, tokenizer, device=device, dtype=dtype)
+    return _build_denoiser(options, device, dtype)
+
+
+def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch.dtype) -> DenoiserStage:
+    autoencoder = _load(options.folder, "autoencoder").to(device, dtype)
+    clip = _load(options.folder, "clip")
+    tokenizer = Tokenizer.load(options.folder / "tokenizer")
+    moments, chunk = [], 5_000
+    for start in range(0, options.num_scenes, chunk):
+        count = min(chunk, options.num_scenes - start)
+        drawn = render_scenes(count, "train", options.seed, num_workers=options.num_workers, start=start)
+        moments.append(cache_moments(autoencoder, drawn.pictures, device=device, dtype=dtype))
+        log.info("encoded %d of %d pictures", start + count, options.num_scenes)
+    return DenoiserStage(
+        options.model.unet,
+        torch.cat(moments),
+        autoencoder.config.scale_factor,
+        clip.text,
+        caption_tokens(options.num_scenes, options.seed, tokenizer),
+        tokenizer.empty(1),
+        device=device,
+        dtype=dtype,
+        schedule=options.model.schedule,
+    )
+
+
+def caption_tokens(num_scenes: int, seed: int, tokenizer: Tokenizer, variants: int = 3) -> torch.Tensor:
+    """Return (num_scenes, variants, context_length) token numbers: each training scene told in several wordings."""
+    told = [tokenizer([caption_for(i, "train", seed) for i in range(num_scenes)])]
+    for variant in range(1, variants):
+        told.append(
+            tokenizer([describe(sample_scene(i, "train", seed), f"{seed}/{i}/{variant}") for i in range(num_scenes)])
+        )
+    return torch.stack(told, dim=1)
+
+
+def _load(folder: Path, stage: str) -> torch.nn.Module:
+    path = folder / OUTPUTS[stage]
+    if not path.is_file():
+        raise WeightsError(
+            f"{path} is missing: this stage builds on {stage!r}", fix=f"run ldm-tutor train {stage} --out {folder} first"
+        )
+    return load_model(path)
+
+
+def _train_scenes(options: TrainingOptions) -> ScenePictures:
+    return _render(min(options.num_scenes, 40_000), "train", options.seed, options.num_workers)
+
+
+def _judge_scenes(options: TrainingOptions) -> ScenePictures:
+    """Return scenes of every kind, held-out pairs and threes too: who judges must know them all."""
+    n = options.num_scenes
+    counts = {"train": min(n, 20_000), "unseen": min(n, 8_000), "three": min(n, 4_000)}
+    parts = [_render(count, split, options.seed, options.num_workers) for split, count in counts.items()]
+    return ScenePictures(
+        pictures=torch.cat([part.pictures for part in parts]),
+        captions=[caption for part in parts for caption in part.captions],
+        scenes=[scene for part in parts for scene in part.scenes],
+    )
+
+
+@lru_cache(maxsize=4)
+def _render(count: int, split: str, seed: int, num_workers: int) -> ScenePictures:
+    return render_scenes(count, split, seed, num_workers=num_workers)

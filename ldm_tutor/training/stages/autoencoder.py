@@ -1,0 +1,114 @@
+"""Stage one: the autoencoder learns to fold a picture into latents and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm_tutor.config import AutoencoderConfig, DiscriminatorConfig
+from ldm_tutor.data.scenes.datasets import to_float
+from ldm_tutor.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from ldm_tutor.losses.reconstruction import PerceptualDistance
+from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.discriminator import PatchDiscriminator
+from ldm_tutor.shapes import Tensor
+from ldm_tutor.training.learner import Learner
+from ldm_tutor.weights.files import save_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe:
+    """Weights of the loss terms, all averaged over pixels; the adversary joins after a share of the run.
+
+    The reference sums over pixels and weighs the summed KL 1e-6; here the pixel terms are means, and the KL is
+    summed over the latent numbers of a picture.
+    """
+
+    perceptual_weight: float = 0.2
+    kl_weight: float = 1e-6
+    adversarial_weight: float = 0.1
+    adversarial_start: float = 0.7
+    batch_size: int = 32
+    peak_lr: float = 2e-3
+
+
+class AutoencoderStage:
+    """L1 + perceptual distance + patch adversary + weak KL on pictures, uint8 (N, 3, H, W)."""
+
+    name = "autoencoder"
+
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        pictures: Tensor,
+        perceptual: PerceptualDistance,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        recipe: AutoencoderRecipe | None = None,
+        discriminator: DiscriminatorConfig | None = None,
+    ) -> None:
+        self.config, self.pictures, self.device, self.dtype = config, pictures, device, dtype
+        self.recipe = recipe or AutoencoderRecipe()
+        self.batch_size = self.recipe.batch_size
+        self.perceptual = perceptual.to(device, dtype)
+        disc = discriminator or DiscriminatorConfig(channels=32, num_layers=2)
+        self.settings: dict[str, Any] = {
+            "config": config.to_dict(), "recipe": dataclasses.asdict(self.recipe), "discriminator": disc.to_dict()
+        }  # fmt: skip
+        common: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.coder = Learner(Autoencoder(config), peak_lr=self.recipe.peak_lr, **common)
+        self.critic = Learner(
+            PatchDiscriminator(disc), peak_lr=5e-4, betas=(0.5, 0.9), ema_decay=None, **common
+        )
+        self.learners = {"autoencoder": self.coder, "discriminator": self.critic}
+
+    def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
+        recipe = self.recipe
+        chosen = torch.randint(len(self.pictures), (self.batch_size,), generator=generator)
+        real = to_float(self.pictures[chosen]).to(self.device, self.dtype)
+        net = self.coder.net
+        posterior = net.encode(real)
+        made = net.decode(posterior.sample(generator))
+        l1 = (made - real).float().abs().mean()
+        perceptual = self.perceptual(made, real).mean()
+        kl = posterior.kl().float().mean()
+        reconstruction = l1 + recipe.perceptual_weight * perceptual
+        loss = reconstruction + recipe.kl_weight * kl
+        values = {"l1": l1.item(), "perceptual": perceptual.item(), "kl": kl.item()}
+        adversary = progress >= recipe.adversarial_start and recipe.adversarial_weight > 0
+        if adversary:
+            fooling = generator_loss(self.critic.net(made))
+            last: nn.Parameter = net.decoder.conv_out.weight
+            balance = adaptive_weight(reconstruction, fooling, last)
+            loss = loss + recipe.adversarial_weight * balance * fooling
+        loss.backward()
+        self.coder.step(progress)
+        if adversary:
+            self.critic.net.zero_grad(set_to_none=True)
+            critic_loss = discriminator_loss(self.critic.net(real), self.critic.net(made.detach()))
+            critic_loss.backward()
+            self.critic.step(progress)
+        values["critic"] = critic_loss.item() if adversary else 1.0  # 1 is the loss of an undecided critic
+        return values
+
+    def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
+        scale = measure_scale(self.coder.ema, self.pictures[:512], self.device)
+        config = dataclasses.replace(self.config, scale_factor=scale)
+        path = folder / "autoencoder.safetensors"
+        save_model(path, self.coder.ema, kind="autoencoder", config=config, metadata=history)
+        return [path]
+
+
+@torch.inference_mode()
+def measure_scale(autoencoder: Autoencoder, pictures: Tensor, device: torch.device) -> float:
+    """Return 1 / standard deviation of the latents of `pictures`, uint8 (n, 3, H, W): the scale factor."""
+    moments = [
+        autoencoder.encode(to_float(part).to(device)).sample(torch.Generator().manual_seed(0))
+        for part in pictures.split(64)
+    ]
+    return round(1.0 / float(torch.cat(moments).std()), 5)

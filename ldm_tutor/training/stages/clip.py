@@ -1,0 +1,58 @@
+"""Stage two: CLIP learns which sentence belongs to which picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_tutor.config import ClipConfig
+from ldm_tutor.data.scenes.datasets import ScenePictures, to_float
+from ldm_tutor.losses.contrastive import contrastive_loss
+from ldm_tutor.models.clip import Clip
+from ldm_tutor.models.tokenizer import Tokenizer
+from ldm_tutor.training.learner import Learner
+from ldm_tutor.weights.files import save_model
+
+
+class ClipStage:
+    """Contrastive training of both towers on pictures and their sentences."""
+
+    name = "clip"
+
+    def __init__(
+        self,
+        config: ClipConfig,
+        scenes: ScenePictures,
+        tokenizer: Tokenizer,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int = 128,
+        peak_lr: float = 1e-3,
+    ) -> None:
+        self.config, self.scenes, self.tokenizer = config, scenes, tokenizer
+        self.batch_size, self.device, self.dtype = batch_size, device, dtype
+        self.tokens = tokenizer(scenes.captions)
+        self.settings: dict[str, Any] = {"config": config.to_dict(), "batch_size": batch_size, "peak_lr": peak_lr}
+        clip = Clip(config, end_id=tokenizer.end_id)
+        self.learner = Learner(clip, peak_lr=peak_lr, device=device, dtype=dtype)
+        self.learners = {"clip": self.learner}
+
+    def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
+        chosen = torch.randint(len(self.scenes), (self.batch_size,), generator=generator)
+        pictures = to_float(self.scenes.pictures[chosen]).to(self.device, self.dtype)
+        logits = self.learner.net(pictures, self.tokens[chosen].to(self.device)).float()
+        loss = contrastive_loss(logits)
+        loss.backward()
+        self.learner.step(progress)
+        right = logits.argmax(dim=1).cpu() == torch.arange(self.batch_size)
+        return {"loss": loss.item(), "top1": right.float().mean().item()}
+
+    def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
+        path = folder / "clip.safetensors"
+        metadata = {**history, "end_id": self.tokenizer.end_id}
+        save_model(path, self.learner.ema, kind="clip", config=self.config, metadata=metadata)
+        self.tokenizer.save(folder / "tokenizer")
+        return [path, folder / "tokenizer"]

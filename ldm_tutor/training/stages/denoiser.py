@@ -1,0 +1,101 @@
+"""Stage three: the U-Net learns to see the noise in latents, given the sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_tutor.config import ScheduleConfig, UNetConfig
+from ldm_tutor.data.scenes.datasets import to_float
+from ldm_tutor.losses.denoising import noise_loss
+from ldm_tutor.models.autoencoder import Autoencoder, DiagonalGaussian
+from ldm_tutor.models.text_encoder import TextEncoder
+from ldm_tutor.models.unet import UNet
+from ldm_tutor.schedule import NoiseSchedule
+from ldm_tutor.shapes import Float, Tensor, Tokens
+from ldm_tutor.training.learner import Learner
+from ldm_tutor.weights.files import save_model
+
+
+@torch.inference_mode()
+def cache_moments(
+    autoencoder: Autoencoder, pictures: Tensor, *, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "n c2 h w"]:
+    """Encode pictures, uint8 (n, 3, H, W), once and for all: mean and log variance, float16, on the CPU.
+
+    The encoder is frozen while the U-Net trains, so its work need not be repeated; drawing a fresh sample from the
+    stored moments costs nothing.
+    """
+    parts = []
+    for chunk in pictures.split(128):
+        posterior = autoencoder.encode(to_float(chunk).to(device, dtype))
+        parts.append(torch.cat([posterior.mean, posterior.logvar], dim=1).half().cpu())
+    return torch.cat(parts)
+
+
+class DenoiserStage:
+    """Noise prediction on cached latents, with the text encoder frozen and the sentence dropped now and then.
+
+    `moments`: float16 (n, 2 c, h, w) of `cache_moments`; `tokens`: (n, variants, context_length), several sentences
+    per picture, of which each step takes one; `empty`: the empty sentence, (1, context_length).
+    """
+
+    name = "denoiser"
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        moments: Tensor,
+        scale_factor: float,
+        text_encoder: TextEncoder,
+        tokens: Tensor,
+        empty: Tokens,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        schedule: ScheduleConfig | None = None,
+        batch_size: int = 64,
+        peak_lr: float = 1e-3,
+        drop_share: float = 0.1,
+    ) -> None:
+        self.config, self.batch_size, self.device, self.dtype = config, batch_size, device, dtype
+        self.moments, self.scale_factor, self.drop_share = moments, scale_factor, drop_share
+        self.tokens, self.empty = tokens, empty
+        self.schedule = NoiseSchedule(schedule)
+        self.text_encoder = text_encoder.to(device, dtype).eval().requires_grad_(False)
+        self.settings: dict[str, Any] = {
+            "config": config.to_dict(),
+            "schedule": self.schedule.config.to_dict(),
+            "batch_size": batch_size,
+            "peak_lr": peak_lr,
+            "drop_share": drop_share,
+        }
+        self.learner = Learner(UNet(config), peak_lr=peak_lr, device=device, dtype=dtype, warmup=500)
+        self.learners = {"unet": self.learner}
+
+    def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
+        b = self.batch_size
+        chosen = torch.randint(len(self.moments), (b,), generator=generator)
+        x0 = self.scale_factor * DiagonalGaussian(self.moments[chosen].float()).sample(generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(self.schedule.num_steps, (b,), generator=generator)
+        x_t = self.schedule.add_noise(x0, noise, t)
+
+        variant = torch.randint(self.tokens.shape[1], (b,), generator=generator)
+        dropped = torch.rand(b, generator=generator) < self.drop_share
+        tokens = torch.where(dropped[:, None], self.empty, self.tokens[chosen, variant])
+        with torch.no_grad():
+            context = self.text_encoder(tokens.to(self.device))
+        eps_hat = self.learner.net(x_t.to(self.device, self.dtype), t.to(self.device).float(), context)
+        loss = noise_loss(eps_hat, noise.to(self.device)).mean()
+        loss.backward()
+        self.learner.step(progress)
+        return {"loss": loss.item()}
+
+    def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
+        path = folder / "unet.safetensors"
+        metadata = {**history, "schedule": self.schedule.config.to_dict()}
+        save_model(path, self.learner.ema, kind="unet", config=self.config, metadata=metadata)
+        return [path]
