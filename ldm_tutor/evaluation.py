@@ -27,9 +27,7 @@ Report = dict[str, Any]
 
 def load_judge(folder: str | Path | None = None, device: str = "cpu") -> Judge:
     """Load the judge of a folder of weights; without one, the shipped judge."""
-    judge = load_model(resolve(folder) / "judge.safetensors", "judge", device=device)
-    assert isinstance(judge, Judge)
-    return judge
+    return load_model(resolve(folder) / "judge.safetensors", "judge", device=device)
 
 
 def draw_many(

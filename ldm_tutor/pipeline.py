@@ -5,6 +5,7 @@ tokens -> text encoder -> context; noise -> U-Net, N times, with guidance -> lat
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,14 +86,10 @@ class Pipeline:
         `guidance`: 1 follows the sentence as trained, more insists on it. `negative`: what to move away from, one
         text per picture. Errors: PromptError for a sentence that cannot be read, ConfigError for a setting.
         """
-        state = None
-        for state in self.steps(
+        states = self.steps(
             prompts, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler, negative=negative, eta=eta
-        ):
-            pass
-        if state is None:
-            raise ConfigError("Pipeline.draw: num_steps", given=num_steps, expected="1 or more")
-        return self.decode(state.latents)
+        )
+        return self.decode(_last(states).latents)
 
     def steps(
         self,
@@ -155,12 +152,10 @@ class Pipeline:
             return self.decode(latents)
         t = timestep_grid(self.schedule, num_steps)[start_at]
         noisy = self.schedule.add_noise(latents, self.noise(seeds), torch.full((len(pictures),), t))
-        state = None
-        for state in self.steps(
+        states = self.steps(
             prompts, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler, start=noisy, start_at=start_at
-        ):
-            pass
-        return self.decode(noisy if state is None else state.latents)
+        )
+        return self.decode(_last(states).latents)
 
     @staticmethod
     def _check_batch(prompts: Sequence[str], seeds: Sequence[int], negative: Sequence[str] | None) -> None:
@@ -179,6 +174,10 @@ class Pipeline:
             )
 
 
+def _last(states: Iterator[SampleState]) -> SampleState:
+    return deque(states, maxlen=1).pop()
+
+
 def load_pipeline(folder: str | Path | None = None, device: str = "cpu") -> Pipeline:
     """Load a model from a folder of weights; without one, the model that the course ships.
 
@@ -189,7 +188,6 @@ def load_pipeline(folder: str | Path | None = None, device: str = "cpu") -> Pipe
     autoencoder = load_model(paths["autoencoder"], "autoencoder", device=device)
     clip = load_model(paths["clip"], "clip", device=device)
     unet = load_model(paths["unet"], "unet", device=device)
-    assert isinstance(autoencoder, Autoencoder) and isinstance(clip, Clip) and isinstance(unet, UNet)
     header = read_header(paths["unet"])
     schedule = ScheduleConfig.from_dict(header["metadata"].get("schedule", ScheduleConfig().to_dict()))
     tokenizer = Tokenizer.load(root / "tokenizer")

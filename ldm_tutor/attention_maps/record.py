@@ -135,9 +135,9 @@ class Recorder:
     ) -> Float[Tensor, "h w"]:
         """Return how much each position looks at context token `token`, (h, w) float32, averaged over what matches.
 
-        Rows declared as not seeing a sentence stay out. `site`: a name, several, or a function of the site (None: all cross-attention); `step`: a running step;
-        `prompt`: one sentence of the batch. Maps of different grids meet on the finest of them. Raises
-        AttentionTapError where nothing matches, naming what was recorded.
+        `site`: a name, several, or a function of the site (None: all cross-attention); `step`: a running step;
+        `prompt`: one sentence of the batch. Rows declared as not seeing their sentence stay out. Maps of different
+        grids meet on the finest of them. Raises AttentionTapError where nothing matches, naming what was recorded.
         """
         if self.tokens is not None and token not in self.tokens:
             raise AttentionTapError("maps_for: token was not kept", given=token, expected=f"one of {self.tokens}")

@@ -6,7 +6,6 @@ Esser et al. 2021 (arXiv 2012.09841), eq. 6 and 7; hinge loss after Lim and Ye 2
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ldm_tutor.shapes import Float, Tensor
 
@@ -21,7 +20,7 @@ def generator_loss(made: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     return -made.mean()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: nn.Parameter) -> Float[Tensor, ""]:
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Float[Tensor, ""]:
     """Return |grad reconstruction| / |grad adversarial| at the decoder's last layer, within 0 to 10,000, detached."""
     rec = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].float().norm()
     adv = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].float().norm()

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -61,6 +61,11 @@ def declare_call(info: CallInfo) -> Iterator[None]:
         _call_info.reset(token)
 
 
+def current_call() -> CallInfo:
+    """Return what `declare_call` said about the U-Net call under way; an empty CallInfo outside of one."""
+    return _call_info.get()
+
+
 @dataclass(frozen=True)
 class Call:
     """What a tap is told with each map: where it is, on which grid (h, w), and in which U-Net call."""
@@ -70,6 +75,7 @@ class Call:
     info: CallInfo
 
 
+@runtime_checkable
 class Tap(Protocol):
     """Looks at an attention map of shape (b, heads, n, m), float32, rows summing to 1.
 
@@ -148,9 +154,13 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, grid: tuple[int, int] | None
     ) -> Tensor:
         if self.tap is None or self.site is None or grid is None:
-            raise AttentionTapError("Attention: a tap needs a layer with a site and a grid; attach it with watch()")
+            raise AttentionTapError(
+                "Attention: a tap needs to know where it is",
+                given={"site": self.site, "grid": grid},
+                expected="both; attach the tap with watch() and call the layer through the U-Net",
+            )
         probs = attention_probs(q, k, mask)
-        edited = self.tap(Call(self.site, grid, _call_info.get()), probs)
+        edited = self.tap(Call(self.site, grid, current_call()), probs)
         if edited is None:
             return attend(q, k, v, mask)
         if edited.shape != probs.shape:

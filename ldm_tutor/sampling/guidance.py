@@ -9,7 +9,7 @@ import torch
 
 from ldm_tutor.errors import ConfigError, ShapeError
 from ldm_tutor.nn.attention import CallInfo, Row, declare_call
-from ldm_tutor.shapes import Context, Latents, Tensor
+from ldm_tutor.shapes import Context, Float, Latents, Tensor
 
 
 def guide(eps_uncond: Latents, eps_cond: Latents, scale: float) -> Latents:
@@ -30,7 +30,7 @@ class Guided:
         self,
         unet: Callable[[Latents, Tensor, Context], Latents],
         context: Context,
-        empty_context: Context | None,
+        empty_context: Float[Tensor, "one_or_b m d_context"] | None,
         scale: float,
     ) -> None:
         if not math.isfinite(scale):

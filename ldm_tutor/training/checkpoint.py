@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm_tutor.errors import WeightsError
+from ldm_tutor.weights.files import atomic_file
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` to `path`; at any moment the path holds a whole checkpoint, the old one or the new one."""
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
-            temporary = Path(file.name)
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except (WeightsError, OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise WeightsError(
             f"the checkpoint {path} cannot be written ({error})",
             fix="the previous checkpoint, if there was one, is whole; make room or choose another --out",
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path, *, stage: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import math
 import time
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from ldm_tutor.errors import ConfigError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -53,7 +55,7 @@ def _seconds(dtype: torch.dtype) -> float:
     return min(times)
 
 
-class Learner:
+class Learner(Generic[Network]):
     """A network under training. Compute with `.net`, call `.step` after backward, keep `.ema` for use afterwards.
 
     `peak_lr` is reached after `warmup` steps; `lr_at` then follows half a cosine down to 2% at the end of the run.
@@ -62,7 +64,7 @@ class Learner:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         *,
         peak_lr: float,
         device: torch.device,
@@ -73,14 +75,14 @@ class Learner:
         warmup: int = 200,
         max_norm: float = 1.0,
     ) -> None:
-        self.network = network.to(device).float()
-        self.net = copy.deepcopy(self.network).to(dtype) if dtype != torch.float32 else self.network
-        self.ema = copy.deepcopy(self.network) if ema_decay is not None else self.network
+        self.network: Network = network.to(device).float()
+        self.net: Network = copy.deepcopy(self.network).to(dtype) if dtype != torch.float32 else self.network
+        self.ema: Network = copy.deepcopy(self.network) if ema_decay is not None else self.network
         self.ema.eval().requires_grad_(self.ema is self.network)
         self.peak_lr, self.warmup, self.max_norm, self.ema_decay = peak_lr, warmup, max_norm, ema_decay
         self.num_updates = 0
-        self._params = list(self.network.parameters())
-        self._net_params = list(self.net.parameters())
+        self._params: list[torch.Tensor] = list(self.network.parameters())
+        self._net_params: list[torch.Tensor] = list(self.net.parameters())
         self.optimizer = torch.optim.AdamW(
             self._params, lr=peak_lr, betas=betas, weight_decay=weight_decay, fused=device.type != "mps"
         )
@@ -110,7 +112,8 @@ class Learner:
             torch._foreach_copy_(self._net_params, self._params)
         if self.ema_decay is not None:
             decay = min(self.ema_decay, (1 + self.num_updates) / (10 + self.num_updates))
-            torch._foreach_lerp_(list(self.ema.parameters()), self._params, 1 - decay)
+            averages: list[torch.Tensor] = list(self.ema.parameters())
+            torch._foreach_lerp_(averages, self._params, 1 - decay)
             for average, current in zip(self.ema.buffers(), self.net.buffers(), strict=True):
                 average.copy_(current)
 

@@ -13,9 +13,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +30,7 @@ class Stage(Protocol):
 
     name: str
     batch_size: int
-    learners: dict[str, Learner]
+    learners: dict[str, Learner[Any]]
     settings: dict[str, Any]  # what must be equal for a checkpoint to fit
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:

@@ -101,7 +101,7 @@ def _build(name: str, options: TrainingOptions) -> Stage:
         config = JudgeConfig(channels=16 if name == "perceptual" else 24)
         return JudgeStage(config, _judge_scenes(options), device=device, dtype=dtype, name=name)
     if name == "autoencoder":
-        perceptual = PerceptualDistance(_load(folder, "perceptual"))
+        perceptual = PerceptualDistance(load_model(_needed(folder, "perceptual"), "judge"))
         pictures = _train_scenes(options).pictures
         return AutoencoderStage(model.autoencoder, pictures, perceptual, device=device, dtype=dtype)
     if name == "clip":
@@ -114,8 +114,8 @@ def _build(name: str, options: TrainingOptions) -> Stage:
 
 
 def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch.dtype) -> DenoiserStage:
-    autoencoder = _load(options.folder, "autoencoder").to(device, dtype)
-    clip = _load(options.folder, "clip")
+    autoencoder = load_model(_needed(options.folder, "autoencoder"), "autoencoder").to(device, dtype)
+    clip = load_model(_needed(options.folder, "clip"), "clip")
     tokenizer = Tokenizer.load(options.folder / "tokenizer")
     moments, chunk = [], 5_000
     for start in range(0, options.num_scenes, chunk):
@@ -146,13 +146,14 @@ def caption_tokens(num_scenes: int, seed: int, tokenizer: Tokenizer, variants: i
     return torch.stack(told, dim=1)
 
 
-def _load(folder: Path, stage: str) -> torch.nn.Module:
+def _needed(folder: Path, stage: str) -> Path:
     path = folder / OUTPUTS[stage]
     if not path.is_file():
         raise WeightsError(
-            f"{path} is missing: this stage builds on {stage!r}", fix=f"run ldm-tutor train {stage} --out {folder} first"
+            f"{path} is missing: this stage builds on {stage!r}",
+            fix=f"run ldm-tutor train {stage} --out {folder} first",
         )
-    return load_model(path)
+    return path
 
 
 def _train_scenes(options: TrainingOptions) -> ScenePictures:

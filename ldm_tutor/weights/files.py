@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -78,8 +78,9 @@ def save_model(
     extra = dict(metadata or {})
     if isinstance(model, Clip):
         extra["end_id"] = model.end_id
-    state = {name: _for_disk(value, dtype, f"{path}: not written, {name}") for name, value in model.state_dict().items()}
-    check_state(_build_empty(kind, config, extra, path), state, f"{path}: not written, config and model differ")
+    where = f"{path}: not written"
+    state = {name: _for_disk(value, dtype, f"{where}, {name}") for name, value in model.state_dict().items()}
+    check_state(_build_empty(kind, config, extra, path), state, f"{where}, config and model differ")
     header = {"version": FORMAT_VERSION, "kind": kind, "config": config.to_dict(), "metadata": extra}
     try:
         text = json.dumps(header)
@@ -115,16 +116,39 @@ def read_header(path: str | Path) -> dict[str, Any]:
             expected=f"format {FORMAT_VERSION} or older",
             fix="update ldm_tutor (git pull)",
         )
-    missing = {"kind", "config", "metadata"} - set(header)
-    if missing:
-        raise WeightsError(f"{path}: its configuration lacks {sorted(missing)}", fix=_GET_AGAIN)
+    for name, kind in (("kind", str), ("config", dict), ("metadata", dict)):
+        if not isinstance(header.get(name), kind):
+            raise WeightsError(f"{path}: its header has no {name}", given=header.get(name), fix=_GET_AGAIN)
     return header
 
 
+_Device = str | torch.device
+
+
+@overload
+def load_model(
+    path: str | Path, kind: Literal["autoencoder"], device: _Device = ..., dtype: torch.dtype | None = ...
+) -> Autoencoder: ...
+@overload
+def load_model(
+    path: str | Path, kind: Literal["clip"], device: _Device = ..., dtype: torch.dtype | None = ...
+) -> Clip: ...
+@overload
+def load_model(
+    path: str | Path, kind: Literal["unet"], device: _Device = ..., dtype: torch.dtype | None = ...
+) -> UNet: ...
+@overload
+def load_model(
+    path: str | Path, kind: Literal["judge"], device: _Device = ..., dtype: torch.dtype | None = ...
+) -> Judge: ...
+@overload
+def load_model(
+    path: str | Path, kind: str | None = ..., device: _Device = ..., dtype: torch.dtype | None = ...
+) -> nn.Module: ...
 def load_model(
     path: str | Path,
     kind: str | None = None,
-    device: str | torch.device = "cpu",
+    device: _Device = "cpu",
     dtype: torch.dtype | None = torch.float32,
 ) -> nn.Module:
     """Return the model in the file at `path`, in evaluation mode, every number checked to be finite.
@@ -141,7 +165,7 @@ def load_model(
         raise WeightsError(f"{path}: another kind of model", given=found, expected=kind or f"one of {sorted(KINDS)}")
     try:
         config = KINDS[found].config.from_dict(header["config"])
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, TypeError, ArithmeticError) as error:
         raise WeightsError(f"{path}: its configuration does not fit this version ({error})", fix=_GET_AGAIN) from error
     model = _build_empty(found, config, header["metadata"], path)
     with _opened(path) as file:
@@ -158,7 +182,7 @@ def assign_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> N
     check_state(model, state, where)
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise WeightsError(f"{where}: {name} holds numbers that are not finite", fix=_GET_AGAIN)
+            raise WeightsError(f"{where}: {name} holds numbers that are not finite in {value.dtype}", fix=_GET_AGAIN)
     model.load_state_dict(state, strict=True, assign=True)
 
 
@@ -169,7 +193,8 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> No
         if name not in state:
             raise WeightsError(f"{where}: {name} is missing", expected=f"shape {shape}", fix=_GET_AGAIN)
         if tuple(state[name].shape) != shape:
-            raise WeightsError(f"{where}: {name} has another shape", given=tuple(state[name].shape), expected=f"{shape}")
+            given = tuple(state[name].shape)
+            raise WeightsError(f"{where}: {name} has another shape", given=given, expected=f"{shape}")
     for name, value in state.items():
         if name not in wanted:
             raise WeightsError(f"{where}: {name} is in no such model", given=tuple(value.shape))
@@ -187,7 +212,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as for any new file; safetensors makes its own readable by the owner only
         yield temporary
+        temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -272,12 +300,12 @@ def _build_empty(kind: str, config: Config, metadata: Mapping[str, Any], path: P
 
 
 def _for_disk(value: Tensor, dtype: torch.dtype | None, where: str) -> Tensor:
-    """Return a copy for the file; WeightsError if a number is not finite, or is too large for `dtype`."""
-    value = value.detach().to("cpu", copy=True).contiguous()
+    """Return what goes into the file; WeightsError if a number is not finite, or is too large for `dtype`."""
+    value = value.detach().cpu().contiguous()
     if not value.is_floating_point():
         return value
     if not value.isfinite().all():
-        raise WeightsError(f"{where} holds numbers that are not finite", given=f"{int((~value.isfinite()).sum())} of them")
+        raise WeightsError(f"{where} holds numbers that are not finite", given=int((~value.isfinite()).sum()))
     stored = value if dtype is None else value.to(dtype)
     if not stored.isfinite().all():
         raise WeightsError(f"{where} holds a number too large for {dtype}", given=value.abs().max().item())
@@ -296,13 +324,14 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.exists():
         raise WeightsError(f"{path}: no such file", fix="check the path, or train the model first")
     try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-        if start.startswith(_PICKLE_STARTS):
-            raise WeightsError(f"{path}: a pickle (.ckpt, .pt), which can run any program when opened", fix=_CONVERT)
         with safe_open(path, framework="pt") as tensors:
             yield tensors
     except SafetensorError as error:
+        with open(path, "rb") as file:
+            is_pickle = file.read(4).startswith(_PICKLE_STARTS)
+        if is_pickle:
+            problem = f"{path}: a pickle (.ckpt, .pt), not opened because it can run any program"
+            raise WeightsError(problem, fix=_CONVERT) from error
         raise WeightsError(f"{path}: cut off, or no safetensors file ({error})", fix=_GET_AGAIN) from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error})") from error

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ldm_tutor.config import AutoencoderConfig, DiscriminatorConfig
 from ldm_tutor.data.scenes.datasets import to_float
@@ -32,8 +31,8 @@ class AutoencoderRecipe:
     kl_weight: float = 1e-6
     adversarial_weight: float = 0.1
     adversarial_start: float = 0.7
-    batch_size: int = 32
-    peak_lr: float = 2e-3
+    batch_size: int = 16
+    peak_lr: float = 1.5e-3
 
 
 class AutoencoderStage:
@@ -65,7 +64,7 @@ class AutoencoderStage:
         self.critic = Learner(
             PatchDiscriminator(disc), peak_lr=5e-4, betas=(0.5, 0.9), ema_decay=None, **common
         )
-        self.learners = {"autoencoder": self.coder, "discriminator": self.critic}
+        self.learners: dict[str, Learner[Any]] = {"autoencoder": self.coder, "discriminator": self.critic}
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
         recipe = self.recipe
@@ -83,8 +82,7 @@ class AutoencoderStage:
         adversary = progress >= recipe.adversarial_start and recipe.adversarial_weight > 0
         if adversary:
             fooling = generator_loss(self.critic.net(made))
-            last: nn.Parameter = net.decoder.conv_out.weight
-            balance = adaptive_weight(reconstruction, fooling, last)
+            balance = adaptive_weight(reconstruction, fooling, net.decoder.conv_out.weight)
             loss = loss + recipe.adversarial_weight * balance * fooling
         loss.backward()
         self.coder.step(progress)

@@ -38,7 +38,7 @@ class ClipStage:
         self.settings: dict[str, Any] = {"config": config.to_dict(), "batch_size": batch_size, "peak_lr": peak_lr}
         clip = Clip(config, end_id=tokenizer.end_id)
         self.learner = Learner(clip, peak_lr=peak_lr, device=device, dtype=dtype)
-        self.learners = {"clip": self.learner}
+        self.learners: dict[str, Learner[Any]] = {"clip": self.learner}
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
         chosen = torch.randint(len(self.scenes), (self.batch_size,), generator=generator)

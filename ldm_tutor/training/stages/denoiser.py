@@ -73,7 +73,7 @@ class DenoiserStage:
             "drop_share": drop_share,
         }
         self.learner = Learner(UNet(config), peak_lr=peak_lr, device=device, dtype=dtype, warmup=500)
-        self.learners = {"unet": self.learner}
+        self.learners: dict[str, Learner[Any]] = {"unet": self.learner}
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
         b = self.batch_size

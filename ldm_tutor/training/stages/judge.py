@@ -84,7 +84,7 @@ class JudgeStage:
         self.config, self.scenes = config, scenes
         self.settings: dict[str, Any] = {"config": config.to_dict(), "batch_size": batch_size, "peak_lr": peak_lr}
         self.learner = Learner(Judge(config), peak_lr=peak_lr, device=device, dtype=dtype)
-        self.learners = {"judge": self.learner}
+        self.learners: dict[str, Learner[Any]] = {"judge": self.learner}
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
         chosen = torch.randint(len(self.scenes), (self.batch_size,), generator=generator)
