@@ -6,11 +6,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from ldm_tutor.errors import ConfigError
-from ldm_tutor.lessons import lesson_00
 from ldm_tutor.lessons.exercises import Exercise, Hints, Solution, Verdict
+from ldm_tutor.lessons.lesson_00 import EXERCISES as LESSON_00
 from ldm_tutor.lessons.progress import record_pass
 
-EXERCISES: dict[str, Exercise] = {each.address: each for each in (*lesson_00.EXERCISES,)}
+EXERCISES: dict[str, Exercise] = {each.address: each for each in (*LESSON_00,)}
 
 
 class ExerciseCheck:

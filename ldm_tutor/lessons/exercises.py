@@ -125,7 +125,9 @@ class Exercise:
             return look_again(f"your answer stops with {type(error).__name__}: {scrub(str(error)) or 'no message'}")
 
     def __repr__(self) -> str:
-        return f"Exercise {self.address} ({self.kind}, difficulty {self.difficulty} of 5, {self.minutes} min): {self.task}"
+        return (
+            f"Exercise {self.address} ({self.kind}, difficulty {self.difficulty} of 5, {self.minutes} min): {self.task}"
+        )
 
     def _repr_html_(self) -> str:
         facts = f"{self.kind} · difficulty {self.difficulty} of 5 · about {self.minutes} min"

@@ -41,7 +41,9 @@ class Clip(nn.Module):
         """Return one unit vector per picture; pictures in [-1, 1]."""
         return F.normalize(self.image_projection(self.image(pictures)), dim=-1)
 
-    def forward(self, pictures: Float[Tensor, "pictures 3 H W"], tokens: Int[Tensor, "sentences n"]) -> Float[Tensor, "pictures sentences"]:
+    def forward(
+        self, pictures: Float[Tensor, "pictures 3 H W"], tokens: Int[Tensor, "sentences n"]
+    ) -> Float[Tensor, "pictures sentences"]:
         """Return the similarity of every picture with every sentence, times the temperature (at most 100)."""
         scale = self.logit_scale.clamp(max=math.log(100)).exp()
         return scale * self.embed_pictures(pictures) @ self.embed_text(tokens).T

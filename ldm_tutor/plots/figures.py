@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from IPython.display import display
 from matplotlib import colormaps
 from matplotlib import pyplot as plt
@@ -37,8 +38,8 @@ COLORS = {
 INK = "#222222"
 DPI = 100
 LEAST_SIDE = 240  # pixels: `show` enlarges a smaller picture to at least this
-STYLE: dict[str, Any] = {
-    "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())),
+STYLE: Any = {  # matplotlib's own settings, by their names
+    "axes.prop_cycle": cycler(color=list(COLORS.values())),
     "axes.edgecolor": INK,
     "axes.grid": True,
     "axes.labelcolor": INK,
@@ -95,7 +96,7 @@ def png_bytes(picture: Any, scale: int | None = None) -> bytes:
         return bytes(picture)
     target = io.BytesIO()
     if isinstance(picture, Figure):
-        options = {"bbox_inches": "tight", "pad_inches": 0.08, "facecolor": "white"}
+        options: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.08, "facecolor": "white"}
         picture.savefig(target, format="png", dpi=DPI, metadata={"Software": None}, **options)
         plt.close(picture)
         return target.getvalue()

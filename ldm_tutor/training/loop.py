@@ -203,7 +203,9 @@ def run_stage(
                 rate = record.samples / record.seconds
                 bar.set_postfix_str(f"{rate:.0f}/s " + " ".join(f"{k} {v:.3g}" for k, v in means.items()))
                 sums, count = {}, 0
-    history = {"steps": record.step, "samples": record.samples, "seconds": record.seconds} if record else {}
+    history: dict[str, Any] = {"seed": seed}
+    if record is not None:
+        history |= {"steps": record.step, "samples": record.samples, "seconds": round(record.seconds, 1)}
     return stage.finish(folder, history)
 
 

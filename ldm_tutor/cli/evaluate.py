@@ -1,0 +1,118 @@
+"""`ldm-tutor evaluate`: how good is a model, as a table and as JSON."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ldm_tutor.cli.files import check_out, table, write_json
+from ldm_tutor.cli.options import (
+    MAX_SEED,
+    PROGRAM,
+    Device,
+    Guidance,
+    Sampler,
+    Steps,
+    Weights,
+    usable_device,
+    version,
+    weights_folder,
+    whole,
+)
+
+EXAMPLE = "Example: ldm-tutor evaluate pictures --num 512 --json result.json"
+NUMS = {"pictures": 256, "autoencoder": 512, "clip": 4096, "judge": 2000}  # scenes, unless --num says otherwise
+FEWEST = {"pictures": 2, "autoencoder": 1, "clip": 512, "judge": 1}
+BATCH = 64  # pictures drawn at once
+
+TargetName = Literal["pictures", "autoencoder", "clip", "judge"]
+
+
+def evaluate(
+    target: Annotated[TargetName, typer.Argument(help="What to measure.")],
+    num: Annotated[
+        int | None,
+        whole("--num", 1, 100_000, f"Scenes; without it {', '.join(f'{n} for {t}' for t, n in NUMS.items())}."),
+    ] = None,
+    seed: Annotated[int, whole("--seed", 0, MAX_SEED // 2, "Chooses the scenes and the pictures' noise.")] = 0,
+    steps: Steps = 20,
+    guidance: Guidance = 4.0,
+    sampler: Sampler = "dpm++",
+    weights: Weights = None,
+    device: Device = "auto",
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Write every figure to this file too.", show_default=False),
+    ] = None,
+) -> None:
+    """Measure a model on held-out scenes. --steps, --guidance and --sampler count for 'pictures' alone."""
+    out = check_out(json, ".json", "--json") if json is not None else None
+    num = NUMS[target] if num is None else num
+    if num < FEWEST[target]:
+        raise typer.BadParameter(f"{num} is too few for {target}: {FEWEST[target]} or more.", param_hint="'--num'")
+    settings: dict[str, Any] = {"num": num, "seed": seed}
+    drawing: dict[str, Any] = {"num_steps": steps, "guidance": guidance, "sampler": sampler}
+
+    from ldm_tutor import evaluation
+    from ldm_tutor.pipeline import load_pipeline
+    from ldm_tutor.weights.shipped import resolve
+
+    folder = resolve(weights_folder(weights))
+    place = str(usable_device(device))
+    print(f"{PROGRAM}: measuring {target} of {folder} on {num} scenes", file=sys.stderr)
+    if target == "judge":
+        report = evaluation.evaluate_judge(evaluation.load_judge(folder, place), **settings)
+    elif target == "clip":
+        report = evaluation.evaluate_clip(load_pipeline(folder, place), **settings)
+    elif target == "autoencoder":
+        judge = evaluation.load_judge(folder, place)
+        report = evaluation.evaluate_autoencoder(load_pipeline(folder, place), judge, **settings)
+    else:
+        judge = evaluation.load_judge(folder, place)
+        pipeline = load_pipeline(folder, place)
+        report = evaluation.evaluate_pictures(pipeline, judge, wrap=_bar(num), **settings, **drawing)
+        settings |= report.pop("settings")
+
+    print(table([("", "value", "95% interval", "n"), *(_row(*each) for each in flat(report))]))
+    if out is not None:
+        command = shlex.join([PROGRAM, "evaluate", target, *_given(settings), "--weights", str(folder)])
+        write_json(
+            {"command": command, "version": version(), "target": target, "settings": settings, "figures": report}, out
+        )
+        print(f"\nwritten: {out}")
+
+
+def flat(report: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each figure {value, interval, num} of a nested report with its path, such as `fid` or `judge.color`."""
+    for name, entry in report.items():
+        if "value" in entry:
+            yield path + name, entry
+        else:
+            yield from flat(entry, f"{path}{name}.")
+
+
+def _row(name: str, figure: dict[str, Any]) -> tuple[str, ...]:
+    low_high = figure["interval"]
+    interval = "" if low_high is None else f"{low_high[0]:.4g} to {low_high[1]:.4g}"
+    return name, f"{figure['value']:.4g}", interval, str(figure["num"])
+
+
+def _given(settings: dict[str, Any]) -> list[str]:
+    """Return the options that repeat this measurement."""
+    names = {"num": "--num", "seed": "--seed", "num_steps": "--steps", "guidance": "--guidance", "sampler": "--sampler"}
+    return [word for key, name in names.items() if key in settings for word in (name, str(settings[key]))]
+
+
+def _bar(num: int) -> Any:
+    """Return a progress bar for batches of pictures."""
+    from tqdm import tqdm
+
+    def show(batches: Iterable[Any], desc: str = "") -> Iterable[Any]:
+        return tqdm(batches, total=-(-num // BATCH), desc=desc, unit="batch")
+
+    return show

@@ -1,0 +1,107 @@
+"""What several commands share: the options for weights and device, and what they stand for."""
+
+from __future__ import annotations
+
+import math
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ldm_tutor.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+PROGRAM = "ldm-tutor"
+MAX_SEED = 2**32 - 1  # one 32-bit word per picture: see sampling/noise.py
+
+SamplerName = Literal["dpm++", "ddim", "ddpm"]
+
+
+def whole(option: str, low: int, high: int, text: str) -> Any:
+    """Return a typer option for a whole number from `low` to `high`; its refusal names the number that was given."""
+
+    def check(value: int | None) -> int | None:
+        if value is not None and not low <= value <= high:
+            raise typer.BadParameter(f"{value} is not a whole number from {low} to {high}.")
+        return value
+
+    return typer.Option(option, metavar="N", callback=check, help=f"{text} [{low} to {high}]")
+
+
+def check_guidance(scale: float) -> float:
+    """Return `scale` if it is a finite number; typer prints the refusal otherwise."""
+    if not math.isfinite(scale):
+        raise typer.BadParameter(f"{scale} is not a finite number (1 is no guidance, 4 the usual).")
+    return scale
+
+
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FOLDER",
+        help="The folder of a model, or one of its files. [default: the model that comes with the course]",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="auto (a GPU where there is one), cpu, cuda, cuda:1, ... or mps."),
+]
+Seed = Annotated[int, whole("--seed", 0, MAX_SEED, "The same seed gives the same result.")]
+Steps = Annotated[int, whole("--steps", 1, 1000, "How many times the U-Net takes noise away.")]
+Scale = Annotated[int, whole("--scale", 1, 16, "Enlarge each pixel to a square with this side.")]
+Guidance = Annotated[
+    float,
+    typer.Option(
+        "--guidance", metavar="X", callback=check_guidance, help="How much to insist on the sentence; 1 is no guidance."
+    ),
+]
+Sampler = Annotated[SamplerName, typer.Option("--sampler", help="The rule by which a step takes noise away.")]
+
+
+def version() -> str:
+    """Return the installed version of the course's package."""
+    try:
+        return metadata.version(PROGRAM)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device called `name` after computing on it once; ConfigError if this machine has no such device."""
+    import torch
+
+    from ldm_tutor.training.learner import pick_device
+
+    device = pick_device(name)
+    try:
+        torch.zeros(1, device=device).add(1).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"--device: this machine cannot compute there ({reason})", given=name, expected="auto, or cpu"
+        ) from error
+    return device
+
+
+def weights_folder(place: Path | None) -> Path | None:
+    """Return the folder that --weights means: the folder itself, or the one of a model's file, whose header is read."""
+    if place is None or not place.expanduser().is_file():
+        return place
+    from ldm_tutor.pipeline import PARTS
+    from ldm_tutor.weights.files import read_header
+
+    place = place.expanduser()
+    read_header(place)
+    known = (*PARTS.values(), "judge.safetensors")
+    if place.name not in known:
+        raise WeightsError(
+            "--weights: a file stands for its folder, and a model's files have fixed names",
+            given=place.name,
+            expected=f"one of {known}, or the folder",
+        )
+    return place.parent
