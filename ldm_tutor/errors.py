@@ -1,6 +1,7 @@
 """The errors that users meet. Each says where it happened, what was given, what was expected and what to do."""
 
 _NOT_SAID = object()
+_LONGEST = 160  # characters of a given value that a message repeats
 
 
 class TutorError(ValueError):
@@ -12,7 +13,8 @@ class TutorError(ValueError):
     def __init__(self, problem: str, *, given: object = _NOT_SAID, expected: str = "", fix: str = "") -> None:
         parts = [problem]
         if given is not _NOT_SAID:
-            parts.append(f"given: {given!r}")
+            text = repr(given)
+            parts.append(f"given: {text if len(text) <= _LONGEST else text[: _LONGEST - 4] + ' ...'}")
         if expected:
             parts.append(f"expected: {expected}")
         if fix:

@@ -133,6 +133,14 @@ def fixed_seeds(two_threads):
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A folder with a tiny model of random weights: every part is real, and drawing takes milliseconds."""
+    from tiny import save_folder
+
+    return save_folder(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture
 def unchecked_annotations():
     """The package as a user runs it: for tests of the package's own errors about wrong shapes and types.

@@ -8,9 +8,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,16 +45,13 @@ def doctor(
 ) -> None:
     """Check the installation and measure this machine; every line that says FAIL comes with what to do."""
     failures = 0
-    for check in CHECKS:
+    for check in (*CHECKS, _speed) if speed else CHECKS:
         for finding in _safely(check):
             print(finding, flush=True)
             failures += finding.mark == FAIL
     if failures:
-        print(f"\n{failures} of the checks failed: do what stands after the arrows, then run {PROGRAM} doctor again.")
+        print(f"\nWhat failed: {failures}. Do what stands after the arrows, then run {PROGRAM} doctor again.")
         raise typer.Exit(1)
-    if speed:
-        print("\nMeasuring, about ten seconds ...", flush=True)
-        print(_speed_report())
     print("\nEverything that the course needs is here.")
 
 
@@ -190,37 +187,35 @@ def _jupyter() -> Iterator[Finding]:
     except NoSuchKernel:
         yield Finding(FAIL, "Jupyter has no kernel called python3", INSTALL)
         return
-    runs = shutil.which(spec.argv[0]) or spec.argv[0]
-    if Path(runs).absolute() == Path(sys.executable).absolute() or "/" not in spec.argv[0].replace("\\", "/"):
-        yield Finding(OK, f"Jupyter's kernel python3 runs {runs}")
+    program = spec.argv[0]
+    if program.startswith("python"):  # a bare name: Jupyter then takes the Python that it runs under
+        program = sys.executable
+    if os.path.normcase(program) == os.path.normcase(sys.executable):
+        yield Finding(OK, f"Jupyter's kernel python3 runs {program}")
     else:
         fix = f"if a lesson misses a package: {sys.executable} -m ipykernel install --sys-prefix"
-        yield Finding(NOTE, f"Jupyter's kernel python3 runs {runs}, and this is {sys.executable}", fix)
+        yield Finding(NOTE, f"Jupyter's kernel python3 runs {program}, and this is {sys.executable}", fix)
 
 
 CHECKS = (_python, _packages, _torch_pair, _disk, _memory, _device, _weights, _jupyter)
 
 
-def _speed_report() -> str:
+def _speed() -> Iterator[Finding]:
     from ldm_tutor.cli.speed import REFERENCE, measure, slowdown
     from ldm_tutor.training.learner import pick_device, pick_dtype
 
+    print("\nMeasuring the speed, about ten seconds ...", flush=True)
     device = pick_device()
     here = measure(device, pick_dtype("auto", device))
-    times = slowdown(here)
-    rows = [("lesson", "minutes here", "minutes of reference")]
-    rows += [(name, f"{minutes * times:.1f}", f"{minutes:g}") for name, minutes in lesson_minutes().items()]
-    return "\n".join(
-        (
-            f"training the U-Net: {here.trained:.0f} pictures/s (reference {REFERENCE.trained:.0f}/s)",
-            f"drawing one picture in 20 steps: {here.drawn:.2f} s (reference {REFERENCE.drawn:.2f} s)",
-            "",
-            table(rows),
-        )
-    )
+    yield Finding(OK, f"trains the U-Net on {here.trained:.0f} pictures/s (reference {REFERENCE.trained:.0f}/s)")
+    yield Finding(OK, f"draws a picture in 20 steps in {here.drawn:.2f} s (reference {REFERENCE.drawn:.2f} s)")
+    rows = [("lesson", "minutes to run here", "minutes of reference")]
+    rows += [(name, f"{each * slowdown(here):.1f}", f"{each:.1f}") for name, each in lesson_minutes().items()]
+    print(f"\n{table(rows)}")
 
 
 def lesson_minutes() -> dict[str, float]:
-    """Return how long each lesson runs on the reference machine, by the course map."""
-    course: Any = import_module("ldm_tutor.lessons.course")
-    return {lesson.name: lesson.minutes for lesson in course.LESSONS}
+    """Return how long each built lesson runs on the reference machine, by the course map."""
+    from ldm_tutor.lessons.course import LESSONS
+
+    return {lesson.stem: lesson.facts.seconds_to_run / 60 for lesson in LESSONS if lesson.facts is not None}

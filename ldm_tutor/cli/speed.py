@@ -21,8 +21,9 @@ class Speed:
     drawn: float
 
 
-# Made by `ldm-tutor doctor` on the machine on which the lessons' minutes were taken: two quiet cores.
-REFERENCE = Speed(trained=100.0, drawn=1.0)
+# What `ldm-tutor doctor` says on the machine on which the lessons' seconds were taken (Intel Xeon, 2 processors).
+# Provisional: taken with OMP_NUM_THREADS=1 while a training ran beside it; take it again on two quiet cores.
+REFERENCE = Speed(trained=60.0, drawn=1.08)
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Speed:

@@ -39,7 +39,7 @@ def judge_token_shape(answer: Any) -> Verdict:
         return look_again("that is one sentence: three sentences make three rows")
     if tokens == (3, 32, 128):
         return look_again("a token is one whole number; the vectors of width 128 appear behind the text encoder")
-    if len(tokens) == 2 and tokens[0] == 3:
+    if len(tokens) == 2 and tokens[0] == 3 and tokens[1] != 32:
         return look_again(
             f"the second axis is {tokens[1]}: do you count words? Every row is filled with end tokens up to 32"
         )
