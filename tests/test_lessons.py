@@ -38,16 +38,12 @@ PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 # --- the rules: each takes a notebook and returns what is wrong with it
 
 
-def text_of(cell):
-    return cell.source
-
-
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def prose(notebook):
-    return "\n\n".join(text_of(cell) for cell in notebook.cells if cell.cell_type == "markdown")
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
 def outputs(notebook):
@@ -79,7 +75,7 @@ def leftovers(notebook):
 
 
 def long_cells(notebook):
-    lengths = {cell.id: len(text_of(cell).splitlines()) for cell in code_cells(notebook)}
+    lengths = {cell.id: len(cell.source.splitlines()) for cell in code_cells(notebook)}
     return [f"{name}: {length} lines" for name, length in lengths.items() if length > MAX_CELL_LINES]
 
 
@@ -118,7 +114,7 @@ def unstable_text(notebook):
 
 def missing_parts(notebook):
     headings = [line.lstrip("# ").lower() for line in prose(notebook).splitlines() if re.match(r"#+ ", line)]
-    code = "\n".join(map(text_of, code_cells(notebook)))
+    code = "\n".join((cell.source for cell in code_cells(notebook)))
     found = [f"heading: {part}" for part in HEADINGS if not any(part.lower() in heading for heading in headings)]
     found += [f"call: {part[:-1]}" for part in CALLS if part not in code]
     if not re.match(r"# \S", prose(notebook)):
@@ -127,7 +123,7 @@ def missing_parts(notebook):
 
 
 def missing_exercises(notebook, slug):
-    code = "\n".join(map(text_of, code_cells(notebook)))
+    code = "\n".join((cell.source for cell in code_cells(notebook)))
     names = [each.name for each in EXERCISES.values() if each.lesson == slug]
     few = [] if len(names) >= 4 else [f"{len(names)} exercises, a lesson has four to six"]
     return few + [name for name in names if f"check.{slug}.{name}(" not in code]
@@ -139,7 +135,7 @@ def count_words(notebook):
 
 
 def count_code_lines(notebook):
-    return sum(bool(line.strip()) for cell in code_cells(notebook) for line in text_of(cell).splitlines())
+    return sum(bool(line.strip()) for cell in code_cells(notebook) for line in cell.source.splitlines())
 
 
 def count_figures(notebook):
