@@ -114,7 +114,7 @@ def unstable_text(notebook):
 
 def missing_parts(notebook):
     headings = [line.lstrip("# ").lower() for line in prose(notebook).splitlines() if re.match(r"#+ ", line)]
-    code = "\n".join((cell.source for cell in code_cells(notebook)))
+    code = "\n".join(cell.source for cell in code_cells(notebook))
     found = [f"heading: {part}" for part in HEADINGS if not any(part.lower() in heading for heading in headings)]
     found += [f"call: {part[:-1]}" for part in CALLS if part not in code]
     if not re.match(r"# \S", prose(notebook)):
@@ -123,7 +123,7 @@ def missing_parts(notebook):
 
 
 def missing_exercises(notebook, slug):
-    code = "\n".join((cell.source for cell in code_cells(notebook)))
+    code = "\n".join(cell.source for cell in code_cells(notebook))
     names = [each.name for each in EXERCISES.values() if each.lesson == slug]
     few = [] if len(names) >= 4 else [f"{len(names)} exercises, a lesson has four to six"]
     return few + [name for name in names if f"check.{slug}.{name}(" not in code]

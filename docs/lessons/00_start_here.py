@@ -51,13 +51,13 @@ torch.set_num_threads(2)
 # ## Fact box
 
 # %%
-fact_box("00")
+fact_box(0)
 
 # %% [markdown]
 # ## Where you are
 
 # %%
-course_map("00")
+course_map(0)
 
 # %% [markdown]
 # ## Is everything here?
@@ -632,6 +632,16 @@ check.start_here.fix_the_fault(to_bytes)
 
 # %%
 hint("start_here.fix_the_fault")
+
+# %%
+exercise("start_here.enough_steps")
+
+# %%
+my_steps = ...  # one of 1, 2, 5, 10, 20, 30
+check.start_here.enough_steps(my_steps, pipe)
+
+# %%
+hint("start_here.enough_steps")
 
 # %%
 solution("start_here.draw_loop")

@@ -28,7 +28,9 @@ def preview(
     seed: Seed = 0,
     columns: Annotated[int, whole("--columns", 1, 64, "Pictures in one row.")] = 8,
     scale: Scale = 2,
-    out: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the sheet goes.")] = Path("preview.png"),
+    out: Annotated[Path, typer.Option(metavar="FILE.png", readable=False, help="Where the sheet goes.")] = Path(
+        "preview.png"
+    ),
 ) -> None:
     """Draw the first NUM scenes of a split on one sheet and print their captions, numbered row by row."""
     out = check_out(out, ".png")

@@ -153,7 +153,7 @@ def _device() -> Iterator[Finding]:
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     pays = pick_dtype("auto", device) == torch.bfloat16
-    yield Finding(OK, f"computes on {name}, {torch.get_num_threads()} threads of {os.cpu_count()} processors")
+    yield Finding(OK, f"computes on {name}; threads: {torch.get_num_threads()}, processors: {os.cpu_count()}")
     yield Finding(NOTE, f"bfloat16 is {'' if pays else 'not '}faster here: training takes {_name(pays)} by itself")
 
 

@@ -44,7 +44,9 @@ def draw(
     scale: Scale = 4,
     weights: Weights = None,
     device: Device = "auto",
-    out: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the picture goes.")] = Path("picture.png"),
+    out: Annotated[Path, typer.Option(metavar="FILE.png", readable=False, help="Where the picture goes.")] = Path(
+        "picture.png"
+    ),
 ) -> None:
     """Draw a sentence, NUM pictures side by side."""
     start = time.perf_counter()

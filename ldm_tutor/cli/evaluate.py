@@ -47,7 +47,9 @@ def evaluate(
     device: Device = "auto",
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="Write every figure to this file too.", show_default=False),
+        typer.Option(
+            metavar="FILE.json", readable=False, help="Write every figure to this file too.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Measure a model on held-out scenes. --steps, --guidance and --sampler count for 'pictures' alone."""

@@ -18,7 +18,10 @@ EXAMPLE = "Example: ldm-tutor models --json models.json"
 
 def models(
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write the same figures to this file.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE.json", readable=False, help="Write the same figures to this file.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """List the models that the course describes, with the exact size of each part."""

@@ -40,9 +40,9 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew where --out holds an earlier run.")
     ] = False,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Weights, checkpoints and logs go here.")] = Path(
-        "runs/scenes"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", readable=False, help="Weights, checkpoints and logs go here.")
+    ] = Path("runs/scenes"),
     seed: Annotated[int, whole("--seed", 0, MAX_SEED, "For the scenes, first weights and every step.")] = 0,
     device: Device = "auto",
     precision: Annotated[

@@ -119,9 +119,7 @@ class Attention(nn.Module):
     The U-Net has no bias on Q, K and V; CLIP and the autoencoder have one (`qkv_bias`).
     """
 
-    def __init__(
-        self, *, dim: int, num_heads: int, context_dim: int | None = None, qkv_bias: bool = False
-    ) -> None:
+    def __init__(self, *, dim: int, num_heads: int, context_dim: int | None = None, qkv_bias: bool = False) -> None:
         super().__init__()
         if dim % num_heads:
             raise ShapeError("Attention: dim must split evenly over num_heads", given=(dim, num_heads))

@@ -1,6 +1,6 @@
 """From a training folder to the folder that the repository ships: half the size, logs, model card, sums.
 
-    python -m ldm_tutor.training.ship runs/scenes data/weights/scenes
+python -m ldm_tutor.training.ship runs/scenes data/weights/scenes
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def ship(run: Path, target: Path) -> Path:
         config = KINDS[header["kind"]].config.from_dict(header["config"])
         model = load_model(run / name)
         metadata = header["metadata"]
-        save_model(
-            target / name, model, kind=header["kind"], config=config, metadata=metadata, dtype=torch.float16
-        )
+        save_model(target / name, model, kind=header["kind"], config=config, metadata=metadata, dtype=torch.float16)
         count = sum(p.numel() for p in model.parameters())
         size = (target / name).stat().st_size / 1e6
         row = (stage, f"{count:,}", f"{size:.1f} MB", metadata.get("steps"), metadata.get("samples"))

@@ -173,11 +173,13 @@ class SceneStudio:
 
     def _show(self, latents: Latents, caption: str) -> None:
         self.picture.value = png_bytes(self.pipe.decode(latents), scale=ENLARGEMENT)
-        self.caption.value = f"<p>{html.escape(caption)}</p>"
+        self.caption.value = f'<p style="margin:.2em 0">{html.escape(caption)}</p>'
 
     def _say(self, *lines: str, alert: bool = False) -> None:
         text = "<br>".join(map(html.escape, lines))
-        self.status.value = f'<p role="{"alert" if alert else "status"}" aria-live="polite">{text}</p>'
+        self.status.value = (
+            f'<p role="{"alert" if alert else "status"}" aria-live="polite" style="margin:.2em 0">{text}</p>'
+        )
 
     def _other_seed(self) -> None:
         self.seed.value = self._random.randrange(10_000)

@@ -61,9 +61,7 @@ class AutoencoderStage:
         }  # fmt: skip
         common: dict[str, Any] = {"device": device, "dtype": dtype}
         self.coder = Learner(Autoencoder(config), peak_lr=self.recipe.peak_lr, **common)
-        self.critic = Learner(
-            PatchDiscriminator(disc), peak_lr=5e-4, betas=(0.5, 0.9), ema_decay=None, **common
-        )
+        self.critic = Learner(PatchDiscriminator(disc), peak_lr=5e-4, betas=(0.5, 0.9), ema_decay=None, **common)
         self.learners: dict[str, Learner[Any]] = {"autoencoder": self.coder, "discriminator": self.critic}
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
