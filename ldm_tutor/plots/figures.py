@@ -61,6 +61,7 @@ STYLE: Any = {  # matplotlib's own settings, by their names
     "xtick.color": INK,
     "ytick.color": INK,
 }
+EXACT_BYTES = 16_000  # up to this size a picture is stored without any loss
 Pixels = NDArray[np.uint8]
 
 
@@ -117,19 +118,31 @@ def check_alt(alt: str) -> None:
 
 
 def bundle(png: bytes, alt: str, widget: Any = None) -> dict[str, Any]:
-    """Return one output in all its forms: plain text, PNG, HTML with the alternative text, and the live widget.
+    """Return one output in all its forms: plain text, HTML with picture and alternative text, and the live widget.
 
-    A reader without a kernel sees the PNG, a screen reader reads `alt`. Raises ConfigError for an empty `alt`.
+    The picture is stored once, as WebP, so that a notebook of pictures stays small; only HTML can carry the
+    alternative text. A reader without a kernel sees it too. Raises ConfigError for an empty `alt`.
     """
     check_alt(alt)
-    data = base64.b64encode(png).decode()
-    image = f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
-    forms: dict[str, Any] = {"text/plain": f"[figure] {alt}", "image/png": data, "text/html": image}
+    data = base64.b64encode(_webp(png)).decode()
+    image = f'<img alt="{html.escape(alt, quote=True)}" src="data:image/webp;base64,{data}">'
+    forms: dict[str, Any] = {"text/plain": f"[figure] {alt}", "text/html": image}
     if widget is not None:
         view = widget._repr_mimebundle_()
         forms |= view[0] if isinstance(view, tuple) else view
         forms["text/plain"] = f"[figure] {alt}"
     return forms
+
+
+def _webp(png: bytes) -> bytes:
+    """Return the picture as WebP: without loss where that stays small, else with a loss that no eye sees."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    exact, close = io.BytesIO(), io.BytesIO()
+    picture.save(exact, "WEBP", lossless=True, quality=80, method=4)
+    if exact.tell() <= EXACT_BYTES:
+        return exact.getvalue()
+    picture.save(close, "WEBP", quality=85, method=4)
+    return min(exact.getvalue(), close.getvalue(), key=len)
 
 
 def show(picture: Any, alt: str, *, scale: int | None = None) -> None:
