@@ -24,7 +24,13 @@ from ldm_tutor.models.unet import UNet
 from ldm_tutor.nn.embeddings import timestep_embedding
 
 SMALL_UNET = UNetConfig(
-    channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,), num_heads=2, context_dim=12, norm_groups=4
+    channels=16,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_levels=(0,),
+    num_heads=2,
+    context_dim=12,
+    norm_groups=4,
 )
 
 

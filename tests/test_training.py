@@ -37,7 +37,7 @@ from ldm_tutor.training.stages.denoiser import DenoiserStage
 from ldm_tutor.training.stages.judge import JudgeStage
 
 CPU = torch.device("cpu")
-SIDE, CONTEXT = 32, 40
+SIDE, CONTEXT = 32, 64
 NUM_STEPS = 6
 AUTOENCODER = AutoencoderConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4)
 TEXT = TextEncoderConfig(vocab_size=560, context_length=CONTEXT, width=16, num_layers=1, num_heads=2, mlp_width=32)

@@ -94,7 +94,7 @@ show(
 # size, and it says which pixels belong to which object.
 
 # %%
-scene = sample_scene(20, "train", seed=3)
+scene = sample_scene(43, "train", seed=3)
 sizes = [draw(scene, resolution) for resolution in (32, 64, 128, 256)]
 enlarged = [picture.repeat(256 // len(picture), axis=0).repeat(256 // len(picture), axis=1) for picture in sizes]
 show(
@@ -202,11 +202,15 @@ print("seed 4 alone is seed 4 in the batch:", bool((many[4] - alone[0]).abs().ma
 # %%
 show(
     flow_diagram(
-        ["sentence", "tokenizer", "text encoder", "U-Net, 20 times", "decoder", "picture"],
-        ["words", "1 x 32", "1 x 32 x 128", "1 x 4 x 16 x 16", "1 x 3 x 64 x 64"],
+        ["sentence", "tokenizer", "text encoder", "U-Net", "decoder", "picture"],
+        ["words", "32\ntokens", "32x128\ncontext", "4x16x16\nlatents", "3x64x64\npixels"],
+        networks={2, 3, 4},
+        inputs={3: "noise, 4x16x16"},
+        loops={3: "20 times"},
     ),
-    alt="Boxes from left to right: sentence, tokenizer, text encoder, U-Net which runs 20 times, decoder, picture. "
-    "Under the arrows: words, 1 x 32 tokens, 1 x 32 x 128 context, 1 x 4 x 16 x 16 latents, 1 x 3 x 64 x 64 pixels.",
+    alt="Boxes from left to right: sentence, tokenizer, text encoder, U-Net, decoder, picture; text encoder, U-Net "
+    "and decoder are networks. Between them pass words, 32 tokens, 32x128 context, 4x16x16 latents and 3x64x64 pixels. "
+    "Noise enters the U-Net, which runs 20 times.",
 )
 
 # %% [markdown]
