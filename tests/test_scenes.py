@@ -192,7 +192,7 @@ def test_captions_are_true_and_survive_parsing(split: str) -> None:
 
 def test_captions_use_the_whole_vocabulary() -> None:
     said = {word for index in range(3000) for word in caption_for(index).replace(",", "").split()}
-    assert set(vocabulary()) - said <= {"three"}
+    assert set(vocabulary()) == said
 
 
 def ask(kind: str, color: str | None = None, size: str | None = None, place: str | None = None) -> ObjectRequest:
@@ -212,7 +212,6 @@ def ask(kind: str, color: str | None = None, size: str | None = None, place: str
         ("a dog in the snow in the center", Request((ask("dog", None, None, "middle"),), "snow")),
         ("a dog that is white, by the sea", Request((ask("dog", "white"),), "beach")),
         ("two orange cars", Request((ask("car", "orange"),) * 2)),
-        ("three boats in daylight", Request((ask("boat"),) * 3, "day")),
         ("a blue boat behind a white dog", Request((ask("boat", "blue"), ask("dog", "white")), None, "behind")),
         (
             "a small yellow cat to the left of a pink tree by night",

@@ -38,7 +38,7 @@ RELATION_PHRASES = {
     "in front of": ("in front of",),
     "behind": ("behind",),
 }
-COUNTS = {"two": 2, "three": 3}
+COUNTS = {"two": 2}
 _Table = Mapping[str, Mapping[str, Sequence[str]]]
 # Understood besides the phrases above, made of the same words.
 _LOOSE: _Table = {
@@ -133,7 +133,7 @@ def request_text(request: Request) -> str:
         first = objects[0]
         same = next((k for k, each in enumerate(objects) if each != first), len(objects))
         words = [each for each in (first.size, first.color) if each]
-        count = 1 if request.relation and len(objects) == len(request.objects) else min(same, 3)
+        count = 1 if request.relation and len(objects) == len(request.objects) else min(same, max(COUNTS.values()))
         if request.relation and len(objects) == len(request.objects) - 1:
             count = 1
         if count == 1:

@@ -56,7 +56,7 @@ class DenoiserStage:
         device: torch.device,
         dtype: torch.dtype,
         schedule: ScheduleConfig | None = None,
-        batch_size: int = 64,
+        batch_size: int = 32,
         peak_lr: float = 1e-3,
         drop_share: float = 0.1,
     ) -> None:
