@@ -208,4 +208,10 @@ def load_pipeline(folder: str | Path | None = None, device: str = "cpu") -> Pipe
             given=tokenizer.vocab_size,
             expected=f"at most {clip.config.text.vocab_size}",
         )
+    if tokenizer.end_id != clip.end_id:
+        raise WeightsError(
+            f"the tokenizer in {root} and its CLIP do not belong together",
+            given=tokenizer.end_id,
+            expected=f"the end token {clip.end_id}",
+        )
     return Pipeline(config, tokenizer, clip, unet, autoencoder, NoiseSchedule(schedule))

@@ -248,7 +248,6 @@ def test_ctrl_c_finishes_the_step_and_the_resumed_weights_are_the_same(tmp_path,
 
 
 @pytest.mark.skipif(os.name == "nt", reason="os.kill sends no SIGINT on Windows")
-@pytest.mark.xfail(reason="run_stage forgets the steps since the last row when Ctrl-C stops it", strict=True)
 @pytest.mark.parametrize("log_every", [1, 4])
 def test_the_log_of_a_resumed_run_is_the_same(tmp_path, log_every):
     settings = {"log_every": log_every, "show_progress": False}
@@ -259,9 +258,6 @@ def test_the_log_of_a_resumed_run_is_the_same(tmp_path, log_every):
     assert read_log(tmp_path / "b") == read_log(tmp_path / "a")
 
 
-@pytest.mark.xfail(
-    reason="rows written after the last checkpoint of a killed run stay, and are written again", strict=True
-)
 def test_the_log_of_a_killed_run_has_each_step_once(tmp_path):
     settings = {"log_every": 1, "show_progress": False}
     run_stage(Line(), Budget(steps=3), tmp_path, **settings)
@@ -297,7 +293,6 @@ def test_ctrl_c_is_left_alone_outside_the_main_thread():
     assert seen == [(False, before)]
 
 
-@pytest.mark.xfail(reason="train saves the half-done step that a second Ctrl-C breaks", strict=True)
 def test_a_half_done_step_is_not_saved(tmp_path):
     def stop(stage, step):
         if step == 2:
@@ -333,7 +328,6 @@ def test_a_broken_loss_keeps_the_last_good_checkpoint(tmp_path, broken):
     assert len(list(train(Line(), Budget(steps=9), tmp_path, resume=True))) == 6
 
 
-@pytest.mark.xfail(reason="weights are saved unseen when the loss was still finite", strict=True)
 def test_broken_weights_are_not_saved(tmp_path):
     def overflow(stage, step):
         if step == 4:  # what an infinite gradient leaves behind; the loss of this step was still good

@@ -17,11 +17,12 @@ from ldm_tutor.shapes import Pictures, Tokens
 @torch.inference_mode()
 def retrieval_top1(clip: Clip, pictures: Pictures, tokens: Tokens, batch_size: int = 64) -> dict[str, Measured]:
     """Return the share of right first answers in full batches, both ways: picture_to_text and text_to_picture."""
+    device = clip.logit_scale.device
     to_text: list[bool] = []
     to_picture: list[bool] = []
     for start in range(0, len(pictures) - batch_size + 1, batch_size):
         part = slice(start, start + batch_size)
-        logits = clip(pictures[part], tokens[part])
+        logits = clip(pictures[part].to(device), tokens[part].to(device)).cpu()
         own = torch.arange(batch_size)
         to_text += (logits.argmax(dim=1) == own).tolist()
         to_picture += (logits.argmax(dim=0) == own).tolist()

@@ -23,6 +23,7 @@ import torch
 from ldm_tutor.errors import ConfigError, TutorError
 from ldm_tutor.training.checkpoint import read_checkpoint, write_checkpoint
 from ldm_tutor.training.learner import Learner
+from ldm_tutor.weights.files import atomic_file
 
 
 class Stage(Protocol):
@@ -80,11 +81,20 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def train(
-    stage: Stage, budget: Budget, folder: Path, *, seed: int = 0, resume: bool = False, save_every: float = 120.0
+    stage: Stage,
+    budget: Budget,
+    folder: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    save_every: float = 120.0,
+    notes: dict[str, Any] | None = None,
 ) -> Iterator[StepRecord]:
     """Yield one record per step until the budget is used up; write a checkpoint every `save_every` seconds.
 
-    The checkpoint is `folder/<stage>.checkpoint`. Closing the generator (or Ctrl-C inside it) writes one too.
+    The checkpoint is `folder/<stage>.checkpoint`; closing the generator writes one too. A step that breaks off half
+    done, or leaves weights that are no numbers, is never saved. `notes` is kept in the checkpoint as it is after each
+    step, and filled from it when the run is resumed.
     """
     path = folder / f"{stage.name}.checkpoint"
     settings = {**stage.settings, "seed": seed}
@@ -94,35 +104,45 @@ def train(
         step, seconds = state["step"], state["seconds"]
         for name, learner in stage.learners.items():
             learner.load_state_dict(state["learners"][name])
+        if notes is not None:
+            notes.update(state.get("notes", {}))
     saved_at, saved_step, start = seconds, -1, time.perf_counter() - seconds
 
-    def save() -> None:
-        learners = {name: learner.state_dict() for name, learner in stage.learners.items()}
-        write_checkpoint(
-            path,
-            {"stage": stage.name, "settings": settings, "step": step, "seconds": seconds, "learners": learners},
+    def broke(what: str) -> TutorError:
+        before = f"the checkpoint {path} is from before; resume" if path.is_file() else "start again"
+        return TutorError(
+            f"training {stage.name} broke at step {step}: {what} not a number",
+            fix=f"{before} with a lower learning rate or in float32",
         )
 
+    def save() -> None:
+        for name, learner in stage.learners.items():
+            if not all(bool(value.isfinite().all()) for value in learner.network.parameters()):
+                raise broke(f"a weight of {name} is")
+        state: dict[str, Any] = {"stage": stage.name, "settings": settings, "step": step, "seconds": seconds}
+        state["learners"] = {name: learner.state_dict() for name, learner in stage.learners.items()}
+        write_checkpoint(path, {**state, "notes": notes or {}})
+
+    whole = True  # no step is half done
     try:
         while (progress := budget.progress(step, seconds)) < 1:
+            whole = False
             values = stage.train_step(step_generator(seed, step), progress)
             step, seconds = step + 1, time.perf_counter() - start
             broken = [name for name, value in values.items() if not math.isfinite(value)]
             if broken:
-                raise TutorError(
-                    f"training {stage.name} broke at step {step}: {', '.join(broken)} is not a number",
-                    fix=f"the checkpoint {path} is from before; resume with a lower learning rate or in float32",
-                )
+                raise broke(f"{', '.join(broken)} is")
+            whole = True
+            yield StepRecord(step, step * stage.batch_size, seconds, budget.progress(step, seconds), values)
             if seconds - saved_at > save_every:
                 save()
                 saved_at, saved_step = seconds, step
                 start = time.perf_counter() - seconds  # writing does not count as training time
-            yield StepRecord(step, step * stage.batch_size, seconds, budget.progress(step, seconds), values)
     except TutorError:
-        saved_step = step  # never save a broken state
+        whole = False  # never save a broken state
         raise
     finally:
-        if saved_step != step:
+        if whole and saved_step != step:
             save()
 
 
@@ -169,27 +189,31 @@ def run_stage(
 
     folder.mkdir(parents=True, exist_ok=True)
     log_path = folder / f"{stage.name}.csv"
-    sums: dict[str, float] = {}
-    count = 0
+    first = 1
+    if resume:
+        done = read_checkpoint(
+            folder / f"{stage.name}.checkpoint", stage=stage.name, settings={**stage.settings, "seed": seed}
+        )
+        first = done["step"] + 1
+        _drop_rows(log_path, first)
+    window: dict[str, Any] = {"sums": {}, "count": 0}  # since the last row of the log
     record = None
-    records = train(stage, budget, folder, seed=seed, resume=resume)
+    records = train(stage, budget, folder, seed=seed, resume=resume, notes=window)
     with (
         open(log_path, "a" if resume else "w", newline="", encoding="utf-8") as log_file,
-        SummaryWriter(str(folder / "tensorboard" / stage.name), purge_step=None) as board,
+        SummaryWriter(str(folder / "tensorboard" / stage.name), purge_step=first) as board,
         tqdm(total=100, desc=stage.name, unit="%", disable=not show_progress, bar_format=_BAR) as bar,
         deferred_interrupt() as interrupted,
     ):
         writer = None
         for record in records:
-            if interrupted():
-                records.close()  # type: ignore[attr-defined]  # a generator; it writes the checkpoint
-                raise KeyboardInterrupt
+            sums = window["sums"]
             for name, value in record.values.items():
                 sums[name] = sums.get(name, 0.0) + value
-            count += 1
+            window["count"] += 1
             bar.update(100 * record.progress - bar.n)
             if record.step % log_every == 0 or record.progress >= 1:
-                means = {name: value / count for name, value in sums.items()}
+                means = {name: value / window["count"] for name, value in sums.items()}
                 row = {"step": record.step, "samples": record.samples, "seconds": round(record.seconds, 1)}
                 row |= {name: float(f"{value:.5g}") for name, value in means.items()}
                 if writer is None:
@@ -202,11 +226,24 @@ def run_stage(
                     board.add_scalar(f"{stage.name}/{name}", value, record.step)
                 rate = record.samples / record.seconds
                 bar.set_postfix_str(f"{rate:.0f}/s " + " ".join(f"{k} {v:.3g}" for k, v in means.items()))
-                sums, count = {}, 0
+                window.update(sums={}, count=0)
+            if interrupted():
+                records.close()  # type: ignore[attr-defined]  # a generator; it writes the checkpoint
+                raise KeyboardInterrupt
     history: dict[str, Any] = {"seed": seed}
     if record is not None:
         history |= {"steps": record.step, "samples": record.samples, "seconds": round(record.seconds, 1)}
     return stage.finish(folder, history)
 
 
-_BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
+_BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+
+
+def _drop_rows(path: Path, first: int) -> None:
+    """Take out the log's rows from step `first` on: a killed run wrote them after its last checkpoint."""
+    if not path.is_file():
+        return
+    head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+    kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) < first]
+    with atomic_file(path) as temporary:
+        temporary.write_text(head + "".join(kept), encoding="utf-8", newline="")

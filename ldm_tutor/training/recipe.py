@@ -31,7 +31,7 @@ from ldm_tutor.weights.files import load_model
 log = logging.getLogger(__name__)
 
 STAGES = ("perceptual", "judge", "autoencoder", "clip", "denoiser")
-SHARES = {"perceptual": 0.012, "judge": 0.028, "autoencoder": 0.18, "clip": 0.04, "denoiser": 0.74}  # of the minutes
+SHARES = {"perceptual": 0.012, "judge": 0.028, "autoencoder": 0.25, "clip": 0.06, "denoiser": 0.65}  # of the minutes
 OUTPUTS = {
     "perceptual": "perceptual.safetensors",
     "judge": "judge.safetensors",
@@ -157,14 +157,14 @@ def _needed(folder: Path, stage: str) -> Path:
 
 
 def _train_scenes(options: TrainingOptions) -> ScenePictures:
-    return _render(min(options.num_scenes, 40_000), "train", options.seed, options.num_workers)
+    return _render(min(options.num_scenes, 40_000), "train", options)
 
 
 def _judge_scenes(options: TrainingOptions) -> ScenePictures:
     """Return scenes of every kind, held-out pairs and threes too: who judges must know them all."""
     n = options.num_scenes
     counts = {"train": min(n, 20_000), "unseen": min(n, 8_000), "three": min(n, 4_000)}
-    parts = [_render(count, split, options.seed, options.num_workers) for split, count in counts.items()]
+    parts = [_render(count, split, options) for split, count in counts.items()]
     return ScenePictures(
         pictures=torch.cat([part.pictures for part in parts]),
         captions=[caption for part in parts for caption in part.captions],
@@ -173,5 +173,7 @@ def _judge_scenes(options: TrainingOptions) -> ScenePictures:
 
 
 @lru_cache(maxsize=4)
-def _render(count: int, split: str, seed: int, num_workers: int) -> ScenePictures:
-    return render_scenes(count, split, seed, num_workers=num_workers)
+def _render(count: int, split: str, options: TrainingOptions) -> ScenePictures:
+    return render_scenes(
+        count, split, options.seed, num_workers=options.num_workers, progress=options.show_progress
+    )

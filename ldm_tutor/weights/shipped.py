@@ -26,6 +26,6 @@ def resolve(path: str | Path | None = None, name: str = "scenes") -> Path:
         raise WeightsError(f"{place}: no such file or folder of weights", fix="leave the path out for the shipped ones")
     raise WeightsError(
         f"{place}: the weights that come with the course are not there",
-        fix="run `ldm-tutor train all`, or get them again with git (git checkout data/weights), "
+        fix="get them again with git (git checkout data/weights), or train your own and name its folder, "
         f"or set {ENVIRONMENT_VARIABLE} to the folder that holds {name!r}",
     )

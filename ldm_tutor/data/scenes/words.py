@@ -187,7 +187,7 @@ def unknown_words(sentence: str) -> list[tuple[str, list[str]]]:
 
 
 def _words(sentence: str) -> list[str]:
-    return re.findall(r"[a-z]+|,", sentence.lower())
+    return re.findall(r"[^\W\d_]+|,", sentence.lower())
 
 
 def _markers(sentence: str) -> list[tuple[str, str]]:

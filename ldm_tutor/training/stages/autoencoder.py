@@ -57,8 +57,12 @@ class AutoencoderStage:
         self.perceptual = perceptual.to(device, dtype)
         disc = discriminator or DiscriminatorConfig(channels=32, num_layers=2)
         self.settings: dict[str, Any] = {
-            "config": config.to_dict(), "recipe": dataclasses.asdict(self.recipe), "discriminator": disc.to_dict()
-        }  # fmt: skip
+            "config": config.to_dict(),
+            "recipe": dataclasses.asdict(self.recipe),
+            "discriminator": disc.to_dict(),
+            "num_pictures": len(pictures),
+            "precision": str(dtype),
+        }
         common: dict[str, Any] = {"device": device, "dtype": dtype}
         self.coder = Learner(Autoencoder(config), peak_lr=self.recipe.peak_lr, **common)
         self.critic = Learner(PatchDiscriminator(disc), peak_lr=5e-4, betas=(0.5, 0.9), ema_decay=None, **common)

@@ -35,7 +35,13 @@ class ClipStage:
         self.config, self.scenes, self.tokenizer = config, scenes, tokenizer
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
         self.tokens = tokenizer(scenes.captions)
-        self.settings: dict[str, Any] = {"config": config.to_dict(), "batch_size": batch_size, "peak_lr": peak_lr}
+        self.settings: dict[str, Any] = {
+            "config": config.to_dict(),
+            "batch_size": batch_size,
+            "peak_lr": peak_lr,
+            "num_pictures": len(scenes),
+            "precision": str(dtype),
+        }
         clip = Clip(config, end_id=tokenizer.end_id)
         self.learner = Learner(clip, peak_lr=peak_lr, device=device, dtype=dtype)
         self.learners: dict[str, Learner[Any]] = {"clip": self.learner}
@@ -51,8 +57,8 @@ class ClipStage:
         return {"loss": loss.item(), "top1": right.float().mean().item()}
 
     def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
+        self.tokenizer.save(folder / "tokenizer")  # first: with the weights there, the stage counts as finished
         path = folder / "clip.safetensors"
         metadata = {**history, "end_id": self.tokenizer.end_id}
         save_model(path, self.learner.ema, kind="clip", config=self.config, metadata=metadata)
-        self.tokenizer.save(folder / "tokenizer")
         return [path, folder / "tokenizer"]

@@ -71,6 +71,8 @@ class DenoiserStage:
             "batch_size": batch_size,
             "peak_lr": peak_lr,
             "drop_share": drop_share,
+            "num_pictures": len(moments),
+            "precision": str(dtype),
         }
         self.learner = Learner(UNet(config), peak_lr=peak_lr, device=device, dtype=dtype, warmup=500)
         self.learners: dict[str, Learner[Any]] = {"unet": self.learner}

@@ -82,7 +82,13 @@ class JudgeStage:
     ) -> None:
         self.name, self.batch_size, self.device, self.dtype = name, batch_size, device, dtype
         self.config, self.scenes = config, scenes
-        self.settings: dict[str, Any] = {"config": config.to_dict(), "batch_size": batch_size, "peak_lr": peak_lr}
+        self.settings: dict[str, Any] = {
+            "config": config.to_dict(),
+            "batch_size": batch_size,
+            "peak_lr": peak_lr,
+            "num_pictures": len(scenes),
+            "precision": str(dtype),
+        }
         self.learner = Learner(Judge(config), peak_lr=peak_lr, device=device, dtype=dtype)
         self.learners: dict[str, Learner[Any]] = {"judge": self.learner}
 
