@@ -65,6 +65,8 @@ def test_every_word_of_the_captions_is_one_token(tokenizer, captions):
 
 def test_every_caption_fits_the_context(tokenizer, captions):
     assert tokenizer(captions).shape == (len(captions), CONTEXT_LENGTH)
+    crowded = [caption_for(number, "three") for number in range(4000)]
+    assert tokenizer(crowded).shape == (len(crowded), CONTEXT_LENGTH)
 
 
 def test_the_frame(tokenizer):

@@ -93,7 +93,8 @@ def describe(scene: Scene, seed: int | str) -> str:
         return f"{where} there {'are' if text.startswith('two') else 'is'} {text}"
     if form < 0.16:
         return f"{where}, {text}"
-    return f"a picture of {text} {where}" if form < 0.24 else f"{text} {where}"
+    framed = form < 0.24 and len(scene.objects) < 3  # three objects fill the text encoder's context already
+    return f"a picture of {text} {where}" if framed else f"{text} {where}"
 
 
 def _describe_two(objects: Sequence[SceneObject], rng: random.Random) -> str:
