@@ -537,7 +537,6 @@ with figure_style():
         log = shipped_log(stage)
         axes.plot([s / 1000 for s in log["samples"]], log[column])
         axes.set(title=stage, xlabel="thousand pictures seen", ylabel=column, ylim=(0, None))
-    figure.tight_layout()
 show(figure, alt="Three falling training curves side by side: the autoencoder's L1, CLIP's loss, the noise loss.")
 ends = [(shipped_log(stage)[column][0], shipped_log(stage)[column][-1]) for stage, column in stages.items()]
 print("every stage ends lower than it began:", all(last < first for first, last in ends))
