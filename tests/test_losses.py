@@ -7,9 +7,10 @@ import torch
 
 from ldm_tutor.config import JudgeConfig
 from ldm_tutor.data.scenes.sampling import sample_scene
+from ldm_tutor.errors import ConfigError
 from ldm_tutor.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from ldm_tutor.losses.contrastive import contrastive_loss
-from ldm_tutor.losses.denoising import noise_loss
+from ldm_tutor.losses.denoising import min_snr_weight, noise_loss
 from ldm_tutor.losses.detection import judge_loss
 from ldm_tutor.losses.reconstruction import PerceptualDistance, feature_distance
 from ldm_tutor.models.judge import Judge, JudgeMaps
@@ -47,6 +48,14 @@ def test_noise_loss_of_predicting_nothing_is_one():
     assert loss.shape == (4,)
     assert torch.allclose(loss, torch.ones(4), atol=0.05)
     assert float(noise_loss(noise, noise).max()) == 0
+
+
+def test_min_snr_weight_tames_only_the_nearly_clean_steps():
+    snr = torch.tensor([100.0, 10.0, 5.0, 1.0, 0.01])
+    assert min_snr_weight(snr, 5.0).tolist() == pytest.approx([0.05, 0.5, 1, 1, 1])
+    assert min_snr_weight(snr, math.inf).tolist() == [1.0] * 5
+    with pytest.raises(ConfigError, match="gamma"):
+        min_snr_weight(snr, 0.0)
 
 
 def test_feature_distance_sees_directions_not_lengths():
