@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ldm_tutor.config import JudgeConfig, ModelConfig, scenes
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes
-from ldm_tutor.data.scenes.sampling import caption_for, sample_scene
+from ldm_tutor.data.scenes.draw import draw
+from ldm_tutor.data.scenes.sampling import caption_for, near_twin, sample_scene
 from ldm_tutor.data.scenes.words import describe
 from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.losses.reconstruction import PerceptualDistance
@@ -109,7 +111,7 @@ def _build(name: str, options: TrainingOptions) -> Stage:
         tokenizer = Tokenizer.train(
             data.captions, vocab_size=model.clip.text.vocab_size, context_length=model.clip.text.context_length
         )
-        return ClipStage(model.clip, data, tokenizer, device=device, dtype=dtype)
+        return ClipStage(model.clip, data, _twins(options), tokenizer, device=device, dtype=dtype)
     return _build_denoiser(options, device, dtype)
 
 
@@ -158,6 +160,16 @@ def _needed(folder: Path, stage: str) -> Path:
 
 def _train_scenes(options: TrainingOptions) -> ScenePictures:
     return _render(min(options.num_scenes, 40_000), "train", options)
+
+
+def _twins(options: TrainingOptions) -> ScenePictures:
+    told = [near_twin(index, "train", options.seed) for index in range(min(options.num_scenes, 40_000))]
+    pictures = np.stack([draw(scene) for scene, _ in told])
+    return ScenePictures(
+        pictures=torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
+        captions=[caption for _, caption in told],
+        scenes=[scene for scene, _ in told],
+    )
 
 
 def _judge_scenes(options: TrainingOptions) -> ScenePictures:

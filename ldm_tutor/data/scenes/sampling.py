@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from ldm_tutor.data.scenes.requests import is_related
-from ldm_tutor.data.scenes.words import describe
+from ldm_tutor.data.scenes.words import describe, parse
 from ldm_tutor.data.scenes.world import (
     BACKGROUNDS,
     COLORS,
@@ -66,6 +66,33 @@ def sample_scene(index: int, split: str = "train", seed: int = 0) -> Scene:
 def caption_for(index: int, split: str = "train", seed: int = 0) -> str:
     """The caption of scene number `index` of a split."""
     return describe(sample_scene(index, split, seed), f"{seed} {split} {index}")
+
+
+def near_twin(index: int, split: str = "train", seed: int = 0) -> tuple[Scene, str]:
+    """A scene that differs from number `index` of a split only in what is easily overlooked, and its caption.
+
+    The same things before the same background, but elsewhere, of other sizes, in the other order, or (two things, now
+    and then) with their colours exchanged; never a held-out pair. The caption tells the twins apart where some wording
+    can. A batch of twins teaches CLIP words such as "left" and "behind", which random batches hardly ever need.
+    """
+    scene = sample_scene(index, split, seed)
+    rng = random.Random(f"twin {seed} {split} {index}")
+    pairs = [(each.kind, each.color) for each in scene.objects]
+    if len(set(pairs)) == 2:
+        (first, second), exchange = pairs, rng.random() < 0.3
+        exchanged = [(first[0], second[1]), (second[0], first[1])]
+        pairs = exchanged if exchange and not HELD_OUT & set(exchanged) else pairs
+        rng.shuffle(pairs)
+    while True:
+        layout = _one if len(pairs) == 1 else _twice if pairs[0] == pairs[1] else rng.choice((_beside, _in_front))
+        objects = layout(rng, pairs)
+        if objects is not None and _visible(objects):
+            twin = Scene(objects=objects, background=scene.background, seed=rng.randrange(DECOR_VARIANTS))
+            for _ in range(5):
+                caption = describe(twin, rng.randrange(2**32))
+                if not parse(caption).is_met_by(scene.objects, scene.background):
+                    break
+            return twin, caption
 
 
 def _put(rng: random.Random, pair: Pair, size: str, x: float, y: float, spread: float = 0.03) -> SceneObject:

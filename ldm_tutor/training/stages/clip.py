@@ -17,7 +17,11 @@ from ldm_tutor.weights.files import save_model
 
 
 class ClipStage:
-    """Contrastive training of both towers on pictures and their sentences."""
+    """Contrastive training of both towers on pictures and their sentences.
+
+    Half of each batch are random `scenes`, the other half their `twins` (see `near_twin`), which look alike and are
+    told apart by a word or two: what only random batches are asked for, kinds and colours, is too little for a U-Net.
+    """
 
     name = "clip"
 
@@ -25,6 +29,7 @@ class ClipStage:
         self,
         config: ClipConfig,
         scenes: ScenePictures,
+        twins: ScenePictures,
         tokenizer: Tokenizer,
         *,
         device: torch.device,
@@ -32,14 +37,15 @@ class ClipStage:
         batch_size: int = 128,
         peak_lr: float = 1e-3,
     ) -> None:
-        self.config, self.scenes, self.tokenizer = config, scenes, tokenizer
+        self.config, self.tokenizer = config, tokenizer
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
-        self.tokens = tokenizer(scenes.captions)
+        self.halves = [(data.pictures, tokenizer(data.captions)) for data in (scenes, twins)]
+        self.num_pairs = min(len(scenes), len(twins))
         self.settings: dict[str, Any] = {
             "config": config.to_dict(),
             "batch_size": batch_size,
             "peak_lr": peak_lr,
-            "num_pictures": len(scenes),
+            "num_pictures": self.num_pairs,
             "precision": str(dtype),
         }
         clip = Clip(config, end_id=tokenizer.end_id)
@@ -47,13 +53,14 @@ class ClipStage:
         self.learners: dict[str, Learner[Any]] = {"clip": self.learner}
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
-        chosen = torch.randint(len(self.scenes), (self.batch_size,), generator=generator)
-        pictures = to_float(self.scenes.pictures[chosen]).to(self.device, self.dtype)
-        logits = self.learner.net(pictures, self.tokens[chosen].to(self.device)).float()
+        chosen = torch.randint(self.num_pairs, (self.batch_size // 2,), generator=generator)
+        pictures = to_float(torch.cat([pictures[chosen] for pictures, _ in self.halves]))
+        tokens = torch.cat([tokens[chosen] for _, tokens in self.halves])
+        logits = self.learner.net(pictures.to(self.device, self.dtype), tokens.to(self.device)).float()
         loss = contrastive_loss(logits)
         loss.backward()
         self.learner.step(progress)
-        right = logits.argmax(dim=1).cpu() == torch.arange(self.batch_size)
+        right = logits.argmax(dim=1).cpu() == torch.arange(len(tokens))
         return {"loss": loss.item(), "top1": right.float().mean().item()}
 
     def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
