@@ -16,6 +16,14 @@ from ldm_tutor.errors import ConfigError
 ConfigType = TypeVar("ConfigType", bound="Config")
 
 
+def _later(default: Any) -> Any:
+    """Return a field that came after the first models were saved: it is written only where it is not `default`.
+
+    So what was written before (weights, checkpoints) is equal to what is written now.
+    """
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Base of all configurations: validation helpers, and JSON both ways."""
@@ -26,7 +34,12 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dictionaries, ready for JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        values: dict[str, Any] = {}
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if not (each.metadata.get("later") and value == each.default):
+                values[each.name] = value.to_dict() if isinstance(value, Config) else value
+        return json.loads(json.dumps(values))
 
     @classmethod
     def from_dict(cls: type[ConfigType], values: dict[str, Any]) -> ConfigType:
@@ -51,7 +64,10 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(Config):
-    """KL autoencoder. `channel_mult` has one entry per level; each level but the last halves the side."""
+    """KL autoencoder. `channel_mult` has one entry per level; each level but the last halves the side.
+
+    `attention_levels` counts levels from 0, the finest: attention behind each residual block there.
+    """
 
     picture_channels: int = 3
     channels: int = 128
@@ -61,9 +77,14 @@ class AutoencoderConfig(Config):
     mid_attention: bool = True
     norm_groups: int = 32
     scale_factor: float = 0.18215  # latents are multiplied by it: 1 / their standard deviation
+    attention_levels: tuple[int, ...] = _later(())
 
     def __post_init__(self) -> None:
-        self._need(len(self.channel_mult) >= 1, "channel_mult", "at least one level")
+        levels = len(self.channel_mult)
+        self._need(levels >= 1, "channel_mult", "at least one level")
+        self._need(
+            all(0 <= level < levels for level in self.attention_levels), "attention_levels", f"levels 0 to {levels - 1}"
+        )
         self._need(self.num_res_blocks >= 1, "num_res_blocks", "1 or more")
         self._need(self.latent_channels >= 1, "latent_channels", "1 or more")
         self._need(self.scale_factor > 0, "scale_factor", "a positive number")
@@ -73,6 +94,30 @@ class AutoencoderConfig(Config):
     def downsampling(self) -> int:
         """The factor f between the side of the picture and the side of the latents."""
         return 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def moment_channels(self) -> int:
+        """How many numbers the encoder gives per position: mean and log variance of each latent."""
+        return 2 * self.latent_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQAutoencoderConfig(AutoencoderConfig):
+    """Autoencoder with a codebook: each position is one of `codebook_size` vectors of `latent_channels` numbers."""
+
+    channel_mult: tuple[int, ...] = (1, 2, 4)
+    latent_channels: int = 3
+    scale_factor: float = 1.0
+    codebook_size: int = 8192
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._need(self.codebook_size >= 2, "codebook_size", "2 or more")
+
+    @property
+    def moment_channels(self) -> int:
+        """How many numbers the encoder gives per position: the latents themselves."""
+        return self.latent_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +162,44 @@ class ClipConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BertEncoderConfig(Config):
+    """The text transformer of the paper's own models, trained with the U-Net: no mask, every token sees every other.
+
+    Its heads together are `num_heads` x `head_channels` wide, whatever the tokens' `width` is.
+    """
+
+    vocab_size: int = 30522
+    context_length: int = 77
+    width: int = 1280
+    num_layers: int = 32
+    num_heads: int = 8
+    head_channels: int = 64
+
+    def __post_init__(self) -> None:
+        self._need(self.context_length >= 1, "context_length", "1 or more")
+        self._need(self.head_channels >= 1, "head_channels", "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassEncoderConfig(Config):
+    """One learned vector per class: the context of class-conditional models. The last class may mean "no class"."""
+
+    num_classes: int = 1000
+    width: int = 512
+
+    def __post_init__(self) -> None:
+        self._need(self.num_classes >= 1, "num_classes", "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class UNetConfig(Config):
-    """The denoiser. `attention_levels` counts levels from 0, the finest; the middle always has attention."""
+    """The denoiser. `attention_levels` counts levels from 0, the finest; the middle always has attention.
+
+    `context_dim` None is a U-Net without a context: plain self-attention in place of the transformers.
+    `head_channels`, where given, fixes the width of a head instead of their number.
+    `resblock_updown`: residual blocks change the side, instead of one convolution.
+    `scale_shift_norm`: the time vector scales and shifts what the second norm gives, instead of being added before it.
+    """
 
     in_channels: int = 4
     out_channels: int = 4
@@ -127,9 +208,12 @@ class UNetConfig(Config):
     num_res_blocks: int = 2
     attention_levels: tuple[int, ...] = (0, 1, 2)
     num_heads: int = 8
-    context_dim: int = 768
+    context_dim: int | None = 768
     transformer_depth: int = 1
     norm_groups: int = 32
+    head_channels: int | None = _later(None)
+    resblock_updown: bool = _later(False)
+    scale_shift_norm: bool = _later(False)
 
     def __post_init__(self) -> None:
         levels = len(self.channel_mult)
@@ -140,12 +224,19 @@ class UNetConfig(Config):
         )
         for mult in self.channel_mult:
             width = self.channels * mult
+            name, divisor = "num_heads", self.num_heads
+            if self.head_channels is not None:
+                name, divisor = "head_channels", self.head_channels
             self._need(
-                width % self.norm_groups == 0 and width % self.num_heads == 0,
+                width % self.norm_groups == 0 and width % divisor == 0,
                 "channels",
                 f"channels x {mult} = {width} to be a multiple of norm_groups={self.norm_groups} "
-                f"and of num_heads={self.num_heads}",
+                f"and of {name}={divisor}",
             )
+
+    def heads_at(self, width: int) -> int:
+        """Return the number of attention heads on a feature map of `width` channels."""
+        return self.num_heads if self.head_channels is None else width // self.head_channels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "shapes": 0,
     "config": 0,
+    "presets": 0,
     "schedule": 0,
     "nn": 1,
     "models": 2,

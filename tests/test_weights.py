@@ -375,7 +375,7 @@ def test_where_the_shipped_weights_are(monkeypatch, tmp_path):
     assert shipped.resolve(tmp_path) == tmp_path
     monkeypatch.setenv(shipped.ENVIRONMENT_VARIABLE, str(tmp_path))
     assert shipped.shipped_folder("small") == tmp_path / "small"
-    with pytest.raises(WeightsError, match="ldm-tutor train all.*git") as error:
+    with pytest.raises(WeightsError, match="git checkout data.weights.*train your own") as error:
         shipped.resolve()
     assert str(tmp_path / "scenes") in str(error.value)
     (tmp_path / "scenes").mkdir()

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from ldm_tutor.config import AutoencoderConfig
 from ldm_tutor.errors import ShapeError
-from ldm_tutor.nn.attention import Attention
-from ldm_tutor.nn.blocks import Downsample, ResBlock, Upsample
+from ldm_tutor.nn.blocks import Downsample, PictureAttention, ResBlock, Upsample
 from ldm_tutor.shapes import FeatureMap, Float, Latents, Pictures, Tensor
 
 
@@ -41,30 +40,29 @@ class DiagonalGaussian:
         return 0.5 * (self.mean**2 + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(dim=1)
 
 
-class PictureAttention(nn.Module):
-    """One head of self-attention over all positions, between norm and residual."""
-
-    def __init__(self, channels: int, *, norm_groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.attn = Attention(dim=channels, num_heads=1, qkv_bias=True)
-
-    def forward(self, x: FeatureMap) -> FeatureMap:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # b c h w -> b (h w) c
-        return x + self.attn(tokens).transpose(1, 2).unflatten(2, x.shape[2:])  # b (h w) c -> b c h w
-
-
 class CoderLevel(nn.Module):
-    """Residual blocks of one level, and the change of size behind them, if any."""
+    """Residual blocks of one level (with attention behind each, if any), and the change of size behind them, if any."""
 
-    def __init__(self, config: AutoencoderConfig, channels: list[tuple[int, int]], resize: nn.Module | None) -> None:
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        channels: list[tuple[int, int]],
+        resize: nn.Module | None,
+        *,
+        attention: bool = False,
+    ) -> None:
         super().__init__()
         self.res_blocks = nn.ModuleList(_res_block(config, i, o) for i, o in channels)
+        self.attentions = nn.ModuleList(
+            PictureAttention(o, norm_groups=config.norm_groups) for _, o in channels if attention
+        )
         self.resize = resize
 
     def forward(self, x: FeatureMap) -> Float[Tensor, "b out h_out w_out"]:
-        for block in self.res_blocks:
+        for index, block in enumerate(self.res_blocks):
             x = block(x)
+            if len(self.attentions):
+                x = self.attentions[index](x)
         return x if self.resize is None else self.resize(x)
 
 
@@ -88,7 +86,7 @@ def _res_block(config: AutoencoderConfig, in_channels: int, out_channels: int) -
 
 
 class Encoder(nn.Module):
-    """Pictures (b, 3, H, W) to moments (b, 2 latent_channels, H / f, W / f)."""
+    """Pictures (b, 3, H, W) to moments (b, moment_channels, H / f, W / f)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -98,12 +96,13 @@ class Encoder(nn.Module):
         width = config.channels
         for level, out in enumerate(widths):
             channels = [(width, out)] + [(out, out)] * (config.num_res_blocks - 1)
-            last = level == len(widths) - 1
-            self.levels.append(CoderLevel(config, channels, None if last else Downsample(out, asymmetric=True)))
+            resize = None if level == len(widths) - 1 else Downsample(out, asymmetric=True)
+            attention = level in config.attention_levels
+            self.levels.append(CoderLevel(config, channels, resize, attention=attention))
             width = out
         self.mid = CoderMiddle(config, width)
         self.norm_out = nn.GroupNorm(config.norm_groups, width, eps=1e-6)
-        self.conv_out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, config.moment_channels, 3, padding=1)
 
     def forward(self, pictures: Float[Tensor, "b c H W"]) -> Float[Tensor, "b moments h w"]:
         x = self.conv_in(pictures)
@@ -117,15 +116,17 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        widths = [config.channels * mult for mult in reversed(config.channel_mult)]
-        width = widths[0]
+        widths = [config.channels * mult for mult in config.channel_mult]
+        width = widths[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
         self.mid = CoderMiddle(config, width)
         self.levels = nn.ModuleList()  # in the order of running: the coarsest level first
-        for level, out in enumerate(widths):
+        for level in reversed(range(len(widths))):
+            out = widths[level]
             channels = [(width, out)] + [(out, out)] * config.num_res_blocks
-            last = level == len(widths) - 1
-            self.levels.append(CoderLevel(config, channels, None if last else Upsample(out)))
+            resize = None if level == 0 else Upsample(out)
+            attention = level in config.attention_levels
+            self.levels.append(CoderLevel(config, channels, resize, attention=attention))
             width = out
         self.norm_out = nn.GroupNorm(config.norm_groups, width, eps=1e-6)
         self.conv_out = nn.Conv2d(width, config.picture_channels, 3, padding=1)
@@ -135,6 +136,13 @@ class Decoder(nn.Module):
         for level in self.levels:
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+def check_sides(pictures: Float[Tensor, "b c H W"], config: AutoencoderConfig, place: str) -> None:
+    """Raise ShapeError where height or width of the pictures is no multiple of the autoencoder's factor f."""
+    f = config.downsampling
+    if pictures.shape[2] % f or pictures.shape[3] % f:
+        raise ShapeError(place, given=tuple(pictures.shape), expected=f"height and width to be multiples of {f}")
 
 
 class Autoencoder(nn.Module):
@@ -154,11 +162,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, pictures: Float[Tensor, "b c H W"]) -> DiagonalGaussian:
         """Return the distribution of (unscaled) latents of pictures in [-1, 1]; H and W must be multiples of f."""
-        f = self.config.downsampling
-        if pictures.shape[2] % f or pictures.shape[3] % f:
-            raise ShapeError(
-                "Autoencoder.encode", given=tuple(pictures.shape), expected=f"height and width to be multiples of {f}"
-            )
+        check_sides(pictures, self.config, "Autoencoder.encode")
         return DiagonalGaussian(self.quant_conv(self.encoder(pictures)))
 
     def decode(self, latents: Latents) -> Float[Tensor, "b out H W"]:

@@ -7,6 +7,8 @@ Rombach et al. 2022 (arXiv 2112.10752), section 3.3; sizes from `UNetConfig`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,7 +16,16 @@ from torch.nn import functional as F
 from ldm_tutor.config import UNetConfig
 from ldm_tutor.errors import ShapeError
 from ldm_tutor.nn.attention import Attention, Site
-from ldm_tutor.nn.blocks import Downsample, ResBlock, SpatialTransformer, Upsample, zero_init
+from ldm_tutor.nn.blocks import (
+    Downsample,
+    PictureAttention,
+    ResBlock,
+    SpatialTransformer,
+    Upsample,
+    double,
+    halve,
+    zero_init,
+)
 from ldm_tutor.nn.embeddings import TimeMLP
 from ldm_tutor.shapes import Context, FeatureMap, Float, Latents, Tensor, Times
 
@@ -24,15 +35,18 @@ class Level(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: list[tuple[int, int]], *, attention: bool) -> None:
         super().__init__()
-        self.res_blocks = nn.ModuleList(
-            ResBlock(i, o, time_dim=4 * config.channels, norm_groups=config.norm_groups, eps=1e-5) for i, o in channels
-        )
+        self.res_blocks = nn.ModuleList(_res_block(config, i, o) for i, o in channels)
         self.transformers = nn.ModuleList(_transformer(config, o) for _, o in channels if attention)
 
-    def block(self, index: int, x: FeatureMap, t_emb: Tensor, context: Context) -> Float[Tensor, "b out h w"]:
+    def block(self, index: int, x: FeatureMap, t_emb: Tensor, context: Context | None) -> Float[Tensor, "b out h w"]:
         """Run residual block `index`, and its transformer if there is one."""
         x = self.res_blocks[index](x, t_emb)
-        return self.transformers[index](x, context) if len(self.transformers) else x
+        return self.attend(index, x, context) if len(self.transformers) else x
+
+    def attend(self, index: int, x: FeatureMap, context: Context | None) -> FeatureMap:
+        """Run transformer `index`; without a context it is plain self-attention."""
+        transformer = self.transformers[index]
+        return transformer(x) if context is None else transformer(x, context)
 
 
 class DownLevel(Level):
@@ -40,16 +54,16 @@ class DownLevel(Level):
 
     def __init__(self, config: UNetConfig, channels: list[tuple[int, int]], *, attention: bool, last: bool) -> None:
         super().__init__(config, channels, attention=attention)
-        self.downsample = None if last else Downsample(channels[-1][1])
+        self.downsample = None if last else _downsample(config, channels[-1][1])
 
-    def forward(self, x: FeatureMap, t_emb: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: FeatureMap, t_emb: Tensor, context: Context | None) -> tuple[Tensor, list[Tensor]]:
         """Return the feature map for the next level, and all that the way up will read (the skips)."""
         skips: list[Tensor] = []
         for index in range(len(self.res_blocks)):
             x = self.block(index, x, t_emb, context)
             skips.append(x)
         if self.downsample is not None:
-            x = self.downsample(x)
+            x = _resized(self.downsample, x, t_emb)
             skips.append(x)
         return x, skips
 
@@ -61,8 +75,8 @@ class MiddleLevel(Level):
         super().__init__(config, [(channels, channels)] * 2, attention=False)
         self.transformers.append(_transformer(config, channels))
 
-    def forward(self, x: FeatureMap, t_emb: Tensor, context: Context) -> FeatureMap:
-        x = self.transformers[0](self.res_blocks[0](x, t_emb), context)
+    def forward(self, x: FeatureMap, t_emb: Tensor, context: Context | None) -> FeatureMap:
+        x = self.attend(0, self.res_blocks[0](x, t_emb), context)
         return self.res_blocks[1](x, t_emb)
 
 
@@ -71,18 +85,47 @@ class UpLevel(Level):
 
     def __init__(self, config: UNetConfig, channels: list[tuple[int, int]], *, attention: bool, last: bool) -> None:
         super().__init__(config, channels, attention=attention)
-        self.upsample = None if last else Upsample(channels[-1][1])
+        self.upsample = None if last else _upsample(config, channels[-1][1])
 
-    def forward(self, x: FeatureMap, skips: list[Tensor], t_emb: Tensor, context: Context) -> Tensor:
+    def forward(self, x: FeatureMap, skips: list[Tensor], t_emb: Tensor, context: Context | None) -> Tensor:
         for index in range(len(self.res_blocks)):
             x = self.block(index, torch.cat([x, skips.pop()], dim=1), t_emb, context)
-        return x if self.upsample is None else self.upsample(x)
+        return x if self.upsample is None else _resized(self.upsample, x, t_emb)
 
 
-def _transformer(config: UNetConfig, channels: int) -> SpatialTransformer:
+def _res_block(
+    config: UNetConfig, in_channels: int, out_channels: int, resize: Callable[[Tensor], Tensor] | None = None
+) -> ResBlock:
+    return ResBlock(
+        in_channels,
+        out_channels,
+        time_dim=4 * config.channels,
+        norm_groups=config.norm_groups,
+        eps=1e-5,
+        scale_shift=config.scale_shift_norm,
+        resize=resize,
+    )
+
+
+def _downsample(config: UNetConfig, channels: int) -> Downsample | ResBlock:
+    return _res_block(config, channels, channels, halve) if config.resblock_updown else Downsample(channels)
+
+
+def _upsample(config: UNetConfig, channels: int) -> Upsample | ResBlock:
+    return _res_block(config, channels, channels, double) if config.resblock_updown else Upsample(channels)
+
+
+def _resized(layer: nn.Module, x: FeatureMap, t_emb: Tensor) -> Float[Tensor, "b c h2 w2"]:
+    return layer(x, t_emb) if isinstance(layer, ResBlock) else layer(x)
+
+
+def _transformer(config: UNetConfig, channels: int) -> SpatialTransformer | PictureAttention:
+    if config.context_dim is None:
+        num_heads = config.heads_at(channels)
+        return PictureAttention(channels, num_heads=num_heads, norm_groups=config.norm_groups, eps=1e-5)
     return SpatialTransformer(
         channels,
-        num_heads=config.num_heads,
+        num_heads=config.heads_at(channels),
         context_dim=config.context_dim,
         depth=config.transformer_depth,
         norm_groups=config.norm_groups,
@@ -93,7 +136,8 @@ class UNet(nn.Module):
     """Predicts the noise in noisy latents, given the time step and the sentence.
 
     Shapes: latents (b, in_channels, h, w), t (b,), context (b, m, context_dim); returns (b, out_channels, h, w).
-    h and w must divide by 2 to the number of levels minus one; ShapeError otherwise.
+    h and w must divide by 2 to the number of levels minus one; ShapeError otherwise. A U-Net whose context_dim is
+    None takes no context. What is concatenated (a mask, a small picture) are latent channels beyond out_channels.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -128,7 +172,7 @@ class UNet(nn.Module):
         self._init_zeros()
         self._name_sites()
 
-    def forward(self, latents: Latents, t: Times, context: Context) -> Float[Tensor, "b out h w"]:
+    def forward(self, latents: Latents, t: Times, context: Context | None = None) -> Float[Tensor, "b out h w"]:
         self._check(latents, context)
         t_emb = self.time_mlp(t)
         x = self.conv_in(latents)
@@ -156,6 +200,8 @@ class UNet(nn.Module):
                 zero_init(module.conv2)
             elif isinstance(module, SpatialTransformer):
                 zero_init(module.proj_out)
+            elif isinstance(module, PictureAttention):
+                zero_init(module.attn.to_out)
         zero_init(self.conv_out)
 
     def _name_sites(self) -> None:
@@ -164,14 +210,13 @@ class UNet(nn.Module):
         stages.append(("mid", num_levels - 1, self.mid))
         stages += [("up", num_levels - 1 - index, part) for index, part in enumerate(self.up)]  # type: ignore[misc]
         for stage, level, part in stages:
+            where = "mid" if stage == "mid" else f"{stage}.{level}"
             for b, transformer in enumerate(part.transformers):
-                for n, block in enumerate(transformer.blocks):  # type: ignore[arg-type, union-attr]
-                    for kind, layer in (("self", block.self_attn), ("cross", block.cross_attn)):
-                        where = "mid" if stage == "mid" else f"{stage}.{level}"
-                        name = f"{where}.block{b}.layer{n}.{kind}"
-                        layer.site = Site(name, stage, level, kind, layer.num_heads)
+                for n, kind, layer in transformer.attention_layers():  # type: ignore[operator]
+                    name = f"{where}.block{b}.layer{n}.{kind}"
+                    layer.site = Site(name, stage, level, kind, layer.num_heads)
 
-    def _check(self, latents: Latents, context: Context) -> None:
+    def _check(self, latents: Latents, context: Context | None) -> None:
         factor = 2 ** (len(self.down) - 1)
         if latents.shape[1] != self.config.in_channels or latents.shape[2] % factor or latents.shape[3] % factor:
             raise ShapeError(
@@ -179,9 +224,14 @@ class UNet(nn.Module):
                 given=tuple(latents.shape),
                 expected=f"(b, {self.config.in_channels}, h, w) with h and w multiples of {factor}",
             )
-        if context.shape[0] != latents.shape[0] or context.shape[-1] != self.config.context_dim:
+        width = self.config.context_dim
+        if width is None:
+            fits = context is None
+        else:
+            fits = context is not None and (context.shape[0], context.shape[-1]) == (latents.shape[0], width)
+        if not fits:
             raise ShapeError(
                 "UNet context",
-                given=tuple(context.shape),
-                expected=f"({latents.shape[0]}, tokens, {self.config.context_dim})",
+                given=None if context is None else tuple(context.shape),
+                expected="none" if width is None else f"({latents.shape[0]}, tokens, {width})",
             )

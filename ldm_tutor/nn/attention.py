@@ -116,19 +116,29 @@ class Attention(nn.Module):
     """Multi-head attention: self-attention without a context, cross-attention with one.
 
     `dim`: width of the tokens that ask; `context_dim`: width of the tokens that answer (default `dim`).
+    `head_channels`: width of one head, by default dim / num_heads.
     The U-Net has no bias on Q, K and V; CLIP and the autoencoder have one (`qkv_bias`).
     """
 
-    def __init__(self, *, dim: int, num_heads: int, context_dim: int | None = None, qkv_bias: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        context_dim: int | None = None,
+        head_channels: int | None = None,
+        qkv_bias: bool = False,
+    ) -> None:
         super().__init__()
-        if dim % num_heads:
+        if head_channels is None and dim % num_heads:
             raise ShapeError("Attention: dim must split evenly over num_heads", given=(dim, num_heads))
         context_dim = context_dim or dim
+        inner = dim if head_channels is None else num_heads * head_channels
         self.num_heads = num_heads
-        self.to_q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.to_k = nn.Linear(context_dim, dim, bias=qkv_bias)
-        self.to_v = nn.Linear(context_dim, dim, bias=qkv_bias)
-        self.to_out = nn.Linear(dim, dim)
+        self.to_q = nn.Linear(dim, inner, bias=qkv_bias)
+        self.to_k = nn.Linear(context_dim, inner, bias=qkv_bias)
+        self.to_v = nn.Linear(context_dim, inner, bias=qkv_bias)
+        self.to_out = nn.Linear(inner, dim)
         self.site: Site | None = None  # set by the U-Net that owns this layer
         self.tap: Tap | None = None  # set and removed by attention_maps.watch only
 

@@ -1,10 +1,13 @@
 """The blocks that the autoencoder and the U-Net are made of. Shapes of the reference code, section by section.
 
-GroupNorm's eps differs on purpose: 1e-5 in the U-Net's residual blocks, 1e-6 in the spatial transformer and the
-autoencoder. Layers that end a residual branch of the U-Net start at zero, so that a new block changes nothing.
+GroupNorm's eps differs on purpose: 1e-5 in the U-Net's residual and plain attention blocks, 1e-6 in the spatial
+transformer and the autoencoder. Layers that end a residual branch of the U-Net start at zero, so that a new block
+changes nothing.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 from torch import nn
 from torch.nn import functional as F
@@ -20,28 +23,61 @@ def zero_init(*layers: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
+def halve(x: FeatureMap) -> Float[Tensor, "b c h_half w_half"]:
+    """Halve height and width: the mean of each 2x2 square."""
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: FeatureMap) -> Float[Tensor, "b c h_double w_double"]:
+    """Double height and width: each number four times."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, convolution; add the time vector; norm, SiLU, convolution; add the input.
 
-    `time_dim` is None in the autoencoder, which knows no time.
+    `time_dim` is None in the autoencoder, which knows no time. `scale_shift`: the time vector scales and shifts what
+    the second norm gives, instead of being added before it. `resize` (`halve` or `double`) changes the side of both
+    ways, before the first convolution and of the input (Dhariwal and Nichol 2021, arXiv 2105.05233, section 3).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, time_dim: int | None, norm_groups: int, eps: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        time_dim: int | None,
+        norm_groups: int,
+        eps: float,
+        scale_shift: bool = False,
+        resize: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        self.scale_shift = scale_shift
+        self.resize = resize
         self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_proj = nn.Linear(time_dim, out_channels) if time_dim else None
+        time_channels = 2 * out_channels if scale_shift else out_channels
+        self.time_proj = nn.Linear(time_dim, time_channels) if time_dim else None
         self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: FeatureMap, t_emb: Float[Tensor, "b time"] | None = None) -> Float[Tensor, "b out h w"]:
-        h = self.conv1(F.silu(self.norm1(x)))
-        if self.time_proj is not None and t_emb is not None:
-            h = h + self.time_proj(F.silu(t_emb))[:, :, None, None]  # b c -> b c 1 1
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: FeatureMap, t_emb: Float[Tensor, "b time"] | None = None) -> Float[Tensor, "b out h2 w2"]:
+        h = F.silu(self.norm1(x))
+        if self.resize is not None:
+            h, x = self.resize(h), self.resize(x)
+        h = self.conv1(h)
+        if self.time_proj is None or t_emb is None:
+            h = self.norm2(h)
+        else:
+            t = self.time_proj(F.silu(t_emb))[:, :, None, None]  # b c -> b c 1 1
+            if self.scale_shift:
+                scale, shift = t.chunk(2, dim=1)
+                h = self.norm2(h) * (1 + scale) + shift
+            else:
+                h = self.norm2(h + t)
+        h = self.conv2(F.silu(h))
         return (x if self.shortcut is None else self.shortcut(x)) + h
 
 
@@ -68,7 +104,28 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: FeatureMap) -> Float[Tensor, "b c h_double w_double"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(double(x))
+
+
+class PictureAttention(nn.Module):
+    """Self-attention over all positions of a feature map, between norm and residual.
+
+    The autoencoder's has one head and eps 1e-6; that of a U-Net without a context eps 1e-5.
+    """
+
+    def __init__(self, channels: int, *, num_heads: int = 1, norm_groups: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=eps)
+        self.attn = Attention(dim=channels, num_heads=num_heads, qkv_bias=True)
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        grid = (x.shape[2], x.shape[3])
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # b c h w -> b (h w) c
+        return x + self.attn(tokens, grid=grid).transpose(1, 2).unflatten(2, grid)  # b (h w) c -> b c h w
+
+    def attention_layers(self) -> Iterator[tuple[int, str, Attention]]:
+        """Yield the attention layers with the number of their block and their kind, in the order of running."""
+        yield 0, "self", self.attn
 
 
 class FeedForward(nn.Module):
@@ -120,3 +177,9 @@ class SpatialTransformer(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, context, grid)
         return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, grid))  # b (h w) c -> b c h w
+
+    def attention_layers(self) -> Iterator[tuple[int, str, Attention]]:
+        """Yield the attention layers with the number of their block and their kind, in the order of running."""
+        for number, block in enumerate(self.blocks):
+            yield number, "self", block.self_attn  # type: ignore[misc]
+            yield number, "cross", block.cross_attn  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""CLIP's transformer layer, shared by its text and its image tower (Radford et al. 2021, arXiv 2103.00020)."""
+"""The pre-norm transformer layer of CLIP's two towers (Radford et al. 2021, arXiv 2103.00020) and of LDM's BERT."""
 
 from __future__ import annotations
 
@@ -17,15 +17,24 @@ class QuickGELU(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """norm, self-attention, add; norm, two linear layers, add."""
+    """norm, self-attention, add; norm, two linear layers, add. The defaults are CLIP's."""
 
-    def __init__(self, width: int, *, num_heads: int, mlp_width: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        mlp_width: int,
+        head_channels: int | None = None,
+        qkv_bias: bool = True,
+        activation: type[nn.Module] = QuickGELU,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.self_attn = Attention(dim=width, num_heads=num_heads, qkv_bias=True)
+        self.self_attn = Attention(dim=width, num_heads=num_heads, head_channels=head_channels, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, mlp_width)
-        self.activation = QuickGELU()
+        self.activation = activation()
         self.fc2 = nn.Linear(mlp_width, width)
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "n n"] | None = None) -> Float[Tensor, "b n d"]:

@@ -22,12 +22,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm_tutor.config import AutoencoderConfig, ClipConfig, Config, JudgeConfig, UNetConfig
+from ldm_tutor.config import (
+    AutoencoderConfig,
+    BertEncoderConfig,
+    ClassEncoderConfig,
+    ClipConfig,
+    Config,
+    JudgeConfig,
+    UNetConfig,
+    VQAutoencoderConfig,
+)
 from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.bert_encoder import BertEncoder
+from ldm_tutor.models.class_encoder import ClassEncoder
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.unet import UNet
+from ldm_tutor.models.vector_quantizer import VQAutoencoder
 from ldm_tutor.shapes import Tensor
 
 FORMAT_VERSION = 1
@@ -49,6 +61,9 @@ KINDS = {
     "clip": _Kind(Clip, ClipConfig),
     "unet": _Kind(UNet, UNetConfig),
     "judge": _Kind(Judge, JudgeConfig),
+    "vq_autoencoder": _Kind(VQAutoencoder, VQAutoencoderConfig),
+    "bert_encoder": _Kind(BertEncoder, BertEncoderConfig),
+    "class_encoder": _Kind(ClassEncoder, ClassEncoderConfig),
 }
 
 
@@ -79,7 +94,7 @@ def save_model(
     if isinstance(model, Clip):
         extra["end_id"] = model.end_id
     where = f"{path}: not written"
-    state = {name: _for_disk(value, dtype, f"{where}, {name}") for name, value in model.state_dict().items()}
+    state = state_for_disk(model, dtype, where)
     check_state(_build_empty(kind, config, extra, path), state, f"{where}, config and model differ")
     header = {"version": FORMAT_VERSION, "kind": kind, "config": config.to_dict(), "metadata": extra}
     try:
@@ -168,10 +183,22 @@ def load_model(
     except (ConfigError, TypeError, ArithmeticError) as error:
         raise WeightsError(f"{path}: its configuration does not fit this version ({error})", fix=_GET_AGAIN) from error
     model = _build_empty(found, config, header["metadata"], path)
-    with _opened(path) as file:
-        state = {name: _from_disk(file.get_tensor(name), device, dtype) for name in file.keys()}  # noqa: SIM118
-    assign_state(model, state, str(path))
+    assign_state(model, read_state(path, device, dtype), str(path))
     return model.eval()
+
+
+def state_for_disk(model: nn.Module, dtype: torch.dtype | None, where: str) -> dict[str, Tensor]:
+    """Return the model's tensors as a file takes them, floating-point ones in `dtype` (None: their own).
+
+    WeightsError, which `where` begins, if a number is not finite, or too large for `dtype`.
+    """
+    return {name: _for_disk(value, dtype, f"{where}, {name}") for name, value in model.state_dict().items()}
+
+
+def read_state(path: str | Path, device: _Device = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return every tensor of a safetensors file, whoever wrote it; WeightsError for whatever else the file is."""
+    with _opened(Path(path)) as file:
+        return {name: _from_disk(file.get_tensor(name), device, dtype) for name in file.keys()}  # noqa: SIM118
 
 
 def assign_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Two-way lists of parameter names: ours and those of diffusers (U-Net, autoencoder) and transformers (CLIP).
+"""Two-way lists of parameter names: ours and those of diffusers (U-Net, autoencoders, BERT) and transformers (CLIP).
 
 Our modules stand in a tree of the same form, so a rule is a pair of names and `#` is a number that stays. All shapes
 are equal too: no value is changed on the way. What matches no rule is an error that names it.
@@ -10,7 +10,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from ldm_tutor.config import AutoencoderConfig, ClipConfig, Config, ImageEncoderConfig, TextEncoderConfig, UNetConfig
+from ldm_tutor.config import (
+    AutoencoderConfig,
+    BertEncoderConfig,
+    ClipConfig,
+    Config,
+    ImageEncoderConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VQAutoencoderConfig,
+)
 from ldm_tutor.errors import ConfigError, WeightsError
 
 Value = TypeVar("Value")
@@ -35,21 +44,31 @@ _TRANSFORMER_BLOCK: Table = [
     ("feed_forward.proj_in", "ff.net.0.proj"),
     ("feed_forward.proj_out", "ff.net.2"),
 ]
-_LEVEL: Table = [
-    ("res_blocks.#", "resnets.#", _RES_BLOCK),
+_PLAIN_ATTENTION: Table = [("norm", "group_norm"), *[(f"attn.{ours}", theirs) for ours, theirs in _ATTENTION]]
+_TRANSFORMERS: Table = [
     ("transformers.#", "attentions.#", _same("norm", "proj_in", "proj_out")),
     ("transformers.#.blocks.#", "attentions.#.transformer_blocks.#", _TRANSFORMER_BLOCK),
-    ("downsample.conv", "downsamplers.0.conv"),
-    ("upsample.conv", "upsamplers.0.conv"),
 ]
-_UNET: Table = [
-    *_same("conv_in", "conv_out"),
-    ("time_mlp", "time_embedding", _same("linear_1", "linear_2")),
-    ("down.#", "down_blocks.#", _LEVEL),
-    ("mid", "mid_block", _LEVEL),
-    ("up.#", "up_blocks.#", _LEVEL),
-    ("norm_out", "conv_norm_out"),
-]
+
+
+def _unet(attention: Table) -> Table:
+    """Return the U-Net's names; its samplers are convolutions, or residual blocks (resblock_updown)."""
+    level: Table = [
+        ("res_blocks.#", "resnets.#", _RES_BLOCK),
+        *attention,
+        ("downsample.conv", "downsamplers.0.conv"),
+        ("downsample", "downsamplers.0", _RES_BLOCK),
+        ("upsample.conv", "upsamplers.0.conv"),
+        ("upsample", "upsamplers.0", _RES_BLOCK),
+    ]
+    return [
+        *_same("conv_in", "conv_out"),
+        ("time_mlp", "time_embedding", _same("linear_1", "linear_2")),
+        ("down.#", "down_blocks.#", level),
+        ("mid", "mid_block", level),
+        ("up.#", "up_blocks.#", level),
+        ("norm_out", "conv_norm_out"),
+    ]
 
 
 def _coder(levels: str, resize: str) -> Table:
@@ -57,10 +76,10 @@ def _coder(levels: str, resize: str) -> Table:
     return [
         *_same("conv_in", "conv_out"),
         ("levels.#.res_blocks.#", f"{levels}.#.resnets.#", _RES_BLOCK),
+        ("levels.#.attentions.#", f"{levels}.#.attentions.#", _PLAIN_ATTENTION),
         ("levels.#.resize.conv", f"{levels}.#.{resize}.0.conv"),
         ("mid.res_blocks.#", "mid_block.resnets.#", _RES_BLOCK),
-        ("mid.attention.norm", "mid_block.attentions.0.group_norm"),
-        ("mid.attention.attn", "mid_block.attentions.0", _ATTENTION),
+        ("mid.attention", "mid_block.attentions.0", _PLAIN_ATTENTION),
         ("norm_out", "conv_norm_out"),
     ]
 
@@ -87,6 +106,18 @@ _TEXT: Table = [
     ("position_embedding", "embeddings.position_embedding"),
     ("layers.#", "encoder.layers.#", _CLIP_LAYER),
     ("norm_out", "final_layer_norm"),
+]
+_BERT_LAYER: Table = [
+    ("norm1", "self_attn_layer_norm"),
+    ("self_attn", "self_attn", [("to_q", "q_proj"), ("to_k", "k_proj"), ("to_v", "v_proj"), ("to_out", "out_proj")]),
+    ("norm2", "final_layer_norm"),
+    *_same("fc1", "fc2"),
+]
+_BERT: Table = [
+    ("token_embedding", "model.embed_tokens"),
+    ("position_embedding", "model.embed_positions"),
+    ("layers.#", "model.layers.#", _BERT_LAYER),
+    ("norm_out", "model.layer_norm"),
 ]
 _IMAGE: Table = [
     ("patch_embedding", "embeddings.patch_embedding"),
@@ -157,8 +188,18 @@ def _template(name: str) -> str:
 
 
 _POSITION_IDS = r"(?:(?:text|vision)_model\.)?embeddings\.position_ids"
-UNET_DIFFUSERS = NameRules("U-Net <-> diffusers UNet2DConditionModel", _UNET)
+UNET_DIFFUSERS = NameRules("U-Net <-> diffusers UNet2DConditionModel", _unet(_TRANSFORMERS))
+PLAIN_UNET_DIFFUSERS = NameRules(
+    "U-Net without a context <-> diffusers UNet2DModel",
+    _unet([("transformers.#", "attentions.#", _PLAIN_ATTENTION)]),
+)
 AUTOENCODER_DIFFUSERS = NameRules("Autoencoder <-> diffusers AutoencoderKL", _AUTOENCODER, also_read=_OLD_AUTOENCODER)
+VQ_DIFFUSERS = NameRules(
+    "VQAutoencoder <-> diffusers VQModel",
+    [*_AUTOENCODER, ("quantizer.codebook", "quantize.embedding")],
+    also_read=_OLD_AUTOENCODER,
+)
+BERT_DIFFUSERS = NameRules("BertEncoder <-> diffusers LDMBertModel", _BERT, ignore=r"to_logits\.(?:weight|bias)")
 # Before version 5 transformers wrote the towers' names with the prefix that they have inside a CLIPModel.
 TEXT_TRANSFORMERS = NameRules(
     "TextEncoder <-> transformers CLIPTextModel",
@@ -177,6 +218,8 @@ CLIP_TRANSFORMERS = NameRules("Clip <-> transformers CLIPModel", _CLIP, ignore=_
 _RULES: dict[type[Config], NameRules] = {
     UNetConfig: UNET_DIFFUSERS,
     AutoencoderConfig: AUTOENCODER_DIFFUSERS,
+    VQAutoencoderConfig: VQ_DIFFUSERS,
+    BertEncoderConfig: BERT_DIFFUSERS,
     TextEncoderConfig: TEXT_TRANSFORMERS,
     ImageEncoderConfig: IMAGE_TRANSFORMERS,
     ClipConfig: CLIP_TRANSFORMERS,
@@ -188,6 +231,8 @@ def rules_for(config: Config) -> NameRules:
     if type(config) not in _RULES:
         known = ", ".join(sorted(each.__name__ for each in _RULES))
         raise ConfigError("names.rules_for", given=type(config).__name__, expected=f"one of {known}")
+    if isinstance(config, UNetConfig) and config.context_dim is None:
+        return PLAIN_UNET_DIFFUSERS
     return _RULES[type(config)]
 
 

@@ -1,0 +1,220 @@
+"""A whole model as the folder that diffusers' StableDiffusionPipeline opens, and such a folder as our parts.
+
+Published models come in this form. The sampler's settings that are written are those of Stable Diffusion: DDIM on the
+leading grid with an offset of one step, no clipping.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ldm_tutor.config import Config, ScheduleConfig
+from ldm_tutor.errors import ConfigError, WeightsError
+from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.text_encoder import TextEncoder
+from ldm_tutor.models.tokenizer import CONFIG_FILE, VOCAB_FILE, Tokenizer
+from ldm_tutor.models.unet import UNet
+from ldm_tutor.weights import foreign
+from ldm_tutor.weights.files import assign_state, atomic_file, read_state, state_for_disk
+from ldm_tutor.weights.names import rename, rules_for
+
+INDEX = "model_index.json"
+_CONFIG, _SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
+_DIFFUSERS_WEIGHTS, _TRANSFORMERS_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
+_CLASSES = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+}
+_ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
+_SAMPLER = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+_TEXT_BUILT_IN = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_TEXT_PREFIX = "text_model."  # in every published file; transformers reads it in all its versions
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+ModelType = TypeVar("ModelType", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class DiffusersParts:
+    """What such a folder holds of a model. CLIP's image tower is not in it: it takes no part in drawing."""
+
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    unet: UNet
+    autoencoder: Autoencoder
+    schedule: ScheduleConfig
+    picture_size: int | None  # in pixels; None where the folder does not say
+
+
+def export_diffusers(
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer,
+    text_encoder: TextEncoder,
+    unet: UNet,
+    autoencoder: Autoencoder,
+    schedule: ScheduleConfig,
+    picture_size: int,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write the parts of one model as a folder that `StableDiffusionPipeline.from_pretrained` opens; return it.
+
+    `picture_size`: side in pixels of what the pipeline draws by default. `dtype`: the type on disk, by default the
+    parts' own. The index is written last: without it the folder is not finished. Raises ConfigError for a U-Net that
+    diffusers' class cannot be, WeightsError for numbers that are not finite and for a disk that refuses.
+    """
+    root = Path(folder)
+    if unet.config.context_dim is None:
+        raise ConfigError("export_diffusers: a U-Net without a context", given=None, expected="context_dim, for words")
+    unet_arguments = foreign.unet_arguments(unet.config, picture_size // autoencoder.config.downsampling)
+    vae_arguments = foreign.autoencoder_arguments(autoencoder.config, picture_size)
+    text_arguments = foreign.text_arguments(text_encoder.config, start_id=tokenizer.start_id, end_id=tokenizer.end_id)
+    scheduler = _SAMPLER | foreign.schedule_arguments(schedule)
+    _remove(root / INDEX)
+    for name, model, arguments in (
+        ("unet", unet, unet_arguments),
+        ("vae", autoencoder, vae_arguments),
+        ("text_encoder", text_encoder, _TEXT_BUILT_IN | text_arguments),
+    ):
+        library, class_name = _CLASSES[name]
+        if library == "diffusers":
+            _write_json(root / name / _CONFIG, {"_class_name": class_name, **arguments})
+            _write_weights(root / name / _DIFFUSERS_WEIGHTS, model, model.config, dtype)
+        else:
+            _write_json(root / name / _CONFIG, arguments)
+            _write_weights(root / name / _TRANSFORMERS_WEIGHTS, model, model.config, dtype, prefix=_TEXT_PREFIX)
+    tokenizer.save(root / "tokenizer")
+    _write_json(root / "scheduler" / _SCHEDULER_CONFIG, {"_class_name": _CLASSES["scheduler"][1], **scheduler})
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+    index |= {name: [None, None] for name in _ABSENT} | {name: list(where) for name, where in _CLASSES.items()}
+    _write_json(root / INDEX, index)
+    return root
+
+
+def load_diffusers(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32
+) -> DiffusersParts:
+    """Read a folder that diffusers or `export_diffusers` wrote; models in evaluation mode, `dtype` None as on disk.
+
+    Weights are read from one `.safetensors` file per part. WeightsError names the file, and the setting or the tensor,
+    where one is missing, broken, of another architecture or of another size.
+    """
+    root = Path(folder)
+    index = _read_json(root / INDEX)
+    lacking = sorted(name for name in _CLASSES if not isinstance(index.get(name), list) or None in index[name])
+    if lacking:
+        raise WeightsError(f"{root / INDEX}: parts are missing", given=lacking, expected=f"all of {sorted(_CLASSES)}")
+    diffusers, transformers = _DIFFUSERS_WEIGHTS, _TRANSFORMERS_WEIGHTS
+    unet = _read_part(root / "unet" / diffusers, foreign.unet_config, UNet, device, dtype)
+    autoencoder = _read_part(root / "vae" / diffusers, foreign.autoencoder_config, Autoencoder, device, dtype)
+    text = _read_part(root / "text_encoder" / transformers, foreign.text_config, TextEncoder, device, dtype)
+    if (unet.config.context_dim, unet.config.out_channels) != (text.config.width, autoencoder.config.latent_channels):
+        raise WeightsError(
+            f"the parts in {root} do not fit together",
+            given={"cross_attention_dim": unet.config.context_dim, "out_channels": unet.config.out_channels},
+            expected=f"the text encoder's width {text.config.width}, "
+            f"the autoencoder's {autoencoder.config.latent_channels} channels",
+        )
+    side = _read_json(root / "unet" / _CONFIG).get("sample_size")
+    return DiffusersParts(
+        tokenizer=_read_tokenizer(root / "tokenizer"),
+        text_encoder=text,
+        unet=unet,
+        autoencoder=autoencoder,
+        schedule=_read_config(root / "scheduler" / _SCHEDULER_CONFIG, foreign.schedule_config),
+        picture_size=side * autoencoder.config.downsampling if isinstance(side, int) else None,
+    )
+
+
+def _write_weights(path: Path, model: nn.Module, config: Config, dtype: torch.dtype | None, prefix: str = "") -> None:
+    state = rename(state_for_disk(model, dtype, f"{path}: not written"), rules_for(config), "to_foreign")
+    with atomic_file(path) as temporary:
+        save_file({prefix + name: value for name, value in state.items()}, temporary, metadata={"format": "pt"})
+
+
+def _read_part(
+    path: Path,
+    read: Callable[[Mapping[str, Any]], ConfigType],
+    model: Callable[[ConfigType], ModelType],
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> ModelType:
+    """Build one model from the configuration beside its weights, and give it those weights, strictly."""
+    config = _read_config(path.parent / _CONFIG, read)
+    if not path.exists():
+        raise WeightsError(
+            f"{path}: no such file",
+            given=sorted(each.name for each in path.parent.glob("*")),
+            expected="one .safetensors file (a .bin is a pickle and can run any program; shards are not read)",
+        )
+    with torch.device("meta"):
+        empty = model(config)
+    tensors = read_state(path, device, dtype)
+    try:
+        state = rename(tensors, rules_for(config), "from_foreign")
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    assign_state(empty, state, str(path))
+    return empty.eval()
+
+
+def _read_config(path: Path, read: Callable[[Mapping[str, Any]], ConfigType]) -> ConfigType:
+    arguments = _read_json(path)
+    try:
+        return read(arguments)
+    except (ConfigError, KeyError, TypeError, ValueError, ArithmeticError, IndexError) as error:
+        raise WeightsError(f"{path}: a model that our classes cannot be ({error})") from error
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    """Read CLIP's files, or the one file that newer versions of transformers write in their place."""
+    path = folder / "tokenizer.json"
+    if (folder / VOCAB_FILE).exists() or not path.exists():
+        return Tokenizer.load(folder)
+    whole, settings = _read_json(path), _read_json(folder / CONFIG_FILE)
+    try:
+        pairs = [each.split(" ") if isinstance(each, str) else each for each in whole["model"]["merges"]]
+        merges = [(left, right) for left, right in pairs]
+        return Tokenizer(whole["model"]["vocab"], merges, settings["model_max_length"])
+    except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
+        raise WeightsError(f"{path}: no tokenizer of CLIP's form ({type(error).__name__}: {error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})", fix="is this a diffusers folder?") from error
+    except ValueError as error:
+        raise WeightsError(f"{path}: no JSON ({error})", fix="the file may be damaged: get it again") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: no settings in it", given=type(values).__name__, expected="a JSON object")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be replaced ({error.strerror})") from error
