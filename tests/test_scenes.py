@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ldm_tutor.data.scenes.datasets import Scenes, SceneStream, render_scenes
 from ldm_tutor.data.scenes.draw import draw, draw_masks
 from ldm_tutor.data.scenes.requests import GROUPS
-from ldm_tutor.data.scenes.sampling import MIN_VISIBLE, SPLITS, caption_for, sample_scene
+from ldm_tutor.data.scenes.sampling import MIN_VISIBLE, SPLITS, caption_for, near_twin, sample_scene
 from ldm_tutor.data.scenes.words import (
     ObjectRequest,
     Request,
@@ -337,3 +337,18 @@ def test_rendered_scenes_are_the_same_in_any_number_of_processes() -> None:
     assert alone.captions == shared.captions == [caption_for(index, "test", 1) for index in range(10, 310)]
     assert alone.scenes[0] == sample_scene(10, "test", 1) and len(alone) == 300
     assert (alone.pictures[3].permute(1, 2, 0).numpy() == draw(alone.scenes[3])).all()
+
+
+def test_a_near_twin_shows_the_same_things_otherwise_arranged() -> None:
+    told_apart = 0
+    for index in range(300):
+        scene, (twin, caption) = sample_scene(index), near_twin(index)
+        assert twin == near_twin(index)[0]
+        assert twin != scene
+        assert twin.background == scene.background
+        assert sorted(each.kind for each in twin.objects) == sorted(each.kind for each in scene.objects)
+        assert sorted(each.color for each in twin.objects) == sorted(each.color for each in scene.objects)
+        assert not HELD_OUT & {(each.kind, each.color) for each in twin.objects}
+        assert parse(caption).is_met_by(twin.objects, twin.background)
+        told_apart += not parse(caption).is_met_by(scene.objects, scene.background)
+    assert told_apart > 250
