@@ -1,5 +1,6 @@
 """Make the README's picture with the shipped model: python docs/readme_picture.py."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ MORE = (
     ("a white dog on the left on the beach", 13),
     ("a pink tree to the right of a blue car", 14),
     ("a small orange boat at sunset", 15),
-    ("a large yellow ball on a sunny day", 16),
+    ("a large yellow ball at the top by day", 16),
 )
 SHOWN = (1, 4, 8, 12, 16, 20)
 OUT = Path(__file__).resolve().parents[1] / "data" / "pictures" / "sentence_to_picture.png"
@@ -33,9 +34,8 @@ def main():
             for axes, picture, name in zip(row, to_uint8(pictures), names, strict=True):
                 axes.imshow(picture, interpolation="nearest")
                 axes.axis("off")
-                axes.set_title(name, fontsize=9, wrap=True)
-        figure.suptitle(f"“{SENTENCE}”", fontsize=13)
-        figure.tight_layout()
+                axes.set_title("\n".join(textwrap.wrap(name, 22)), fontsize=10)
+        figure.suptitle(SENTENCE, fontsize=13)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(OUT, dpi=110, facecolor="white", metadata={"Software": None})
     plt.close(figure)

@@ -7,13 +7,13 @@ import torch
 
 from ldm_tutor.config import JudgeConfig
 from ldm_tutor.data.scenes.sampling import sample_scene
-from ldm_tutor.errors import ConfigError
 from ldm_tutor.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from ldm_tutor.losses.contrastive import contrastive_loss
-from ldm_tutor.losses.denoising import min_snr_weight, noise_loss
+from ldm_tutor.losses.denoising import noise_loss, step_weight
 from ldm_tutor.losses.detection import judge_loss
 from ldm_tutor.losses.reconstruction import PerceptualDistance, feature_distance
 from ldm_tutor.models.judge import Judge, JudgeMaps
+from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.training.stages.judge import judge_targets
 
 
@@ -50,12 +50,12 @@ def test_noise_loss_of_predicting_nothing_is_one():
     assert float(noise_loss(noise, noise).max()) == 0
 
 
-def test_min_snr_weight_tames_only_the_nearly_clean_steps():
-    snr = torch.tensor([100.0, 10.0, 5.0, 1.0, 0.01])
-    assert min_snr_weight(snr, 5.0).tolist() == pytest.approx([0.05, 0.5, 1, 1, 1])
-    assert min_snr_weight(snr, math.inf).tolist() == [1.0] * 5
-    with pytest.raises(ConfigError, match="gamma"):
-        min_snr_weight(snr, 0.0)
+def test_step_weight_makes_an_error_count_alike_in_the_clean_latents_at_every_step():
+    alpha_bar = NoiseSchedule().alpha_bar
+    on_x0 = step_weight(alpha_bar) * alpha_bar / (1 - alpha_bar)  # the loss is w * eps_error^2, and eps_error^2 ~ snr
+    assert float(on_x0.min()) >= 1
+    assert float(on_x0.max()) <= 2
+    assert float((alpha_bar / (1 - alpha_bar)).max()) > 1000  # unweighted, the factor spans more than five decades
 
 
 def test_feature_distance_sees_directions_not_lengths():

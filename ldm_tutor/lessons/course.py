@@ -55,12 +55,28 @@ _START_HERE = Facts(
     memory_mb=900,
     builds="The whole way from sentence to picture, by hand, with the model that the course ships.",
 )
+_CLIP = Facts(
+    goal="Build and train the network that puts sentences and pictures into one space, and learn what it misses.",
+    needs="Lesson 00; tensors, softmax and cross-entropy from PyTorch.",
+    minutes_to_read=60,
+    seconds_to_run=90,
+    memory_mb=900,
+    builds="Byte-pair merging, both towers of CLIP, the similarity matrix, its loss, and a small CLIP that you train.",
+)
+_FORWARD_NOISING = Facts(
+    goal="Write the noise schedules and the jump of DDPM, and measure what noise takes away, in which order.",
+    needs="Lesson 00; variance and the normal distribution. Lesson 01 helps and is not required.",
+    minutes_to_read=50,
+    seconds_to_run=40,
+    memory_mb=1400,
+    builds="Three noise schedules, the closed form, the signal-to-noise ratio, and the posterior of DDPM.",
+)
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("start_here", "Start here", "What happens between a sentence and a picture?", _START_HERE),
     ("autoencoder", "Autoencoder", "How small can a picture get?", None),
     ("sharp_reconstructions", "Sharp reconstructions", "Why are pixel losses blurry?", None),
-    ("clip", "CLIP", "How do words and pictures meet?", None),
-    ("forward_noising", "Forward noising", "How do you destroy a picture gently?", None),
+    ("clip", "CLIP", "How do words and pictures meet?", _CLIP),
+    ("forward_noising", "Forward noising", "How do you destroy a picture gently?", _FORWARD_NOISING),
     ("unet_denoiser", "U-Net denoiser", "How do you undo it?", None),
     ("sampling", "Sampling", "How do you draw from nothing, and how fast?", None),
     ("cross_attention", "Cross-attention", "How does a word reach a pixel?", None),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ldm_tutor.errors import ConfigError
 from ldm_tutor.shapes import Float, Latents, Tensor
 
 
@@ -11,13 +10,13 @@ def noise_loss(eps_hat: Latents, noise: Latents) -> Float[Tensor, " b"]:
     return (eps_hat.float() - noise.float()).square().flatten(1).mean(dim=1)
 
 
-def min_snr_weight(snr: Float[Tensor, " b"], gamma: float) -> Float[Tensor, " b"]:
-    """Return min(snr, gamma) / snr, the weight of each picture's noise loss: Hang et al. 2023 (arXiv 2303.09556).
+def step_weight(alpha_bar: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
+    """Return the weight of the noise loss at each step: about that of the same error in the clean latents.
 
-    An equal error in the noise is a small error in the picture where there is little noise, and a large one where
-    there is much. Unweighted, the loss looks mostly at steps that are nearly clean; so weighted, also at those in which
-    kinds and places are decided. Weights are in (0, 1]; gamma = inf weighs all steps alike.
+    An error in the noise is an error sqrt((1 - alpha_bar) / alpha_bar) times as large in x0_hat. So the plain loss
+    looks mostly at steps that are nearly clean, and hardly at the noisy ones in which a picture's layout is decided.
+    The weight is min(snr, 1) / (snr alpha_bar): on x0_hat it acts as a factor between 1 and 2 at every step. Between
+    min-SNR (Hang et al. 2023, arXiv 2303.09556, table 1) and the velocity's loss (Salimans and Ho 2022).
     """
-    if not gamma > 0:
-        raise ConfigError("min_snr_weight: gamma", given=gamma, expected="a positive number, or inf")
-    return snr.clamp(max=gamma) / snr
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=1.0) / (snr * alpha_bar)

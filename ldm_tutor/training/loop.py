@@ -217,7 +217,7 @@ def run_stage(
                 row = {"step": record.step, "samples": record.samples, "seconds": round(record.seconds, 1)}
                 row |= {name: float(f"{value:.5g}") for name, value in means.items()}
                 if writer is None:
-                    writer = csv.DictWriter(log_file, fieldnames=list(row))
+                    writer = csv.DictWriter(log_file, fieldnames=list(row), lineterminator="\n")
                     if log_file.tell() == 0:
                         writer.writeheader()
                 writer.writerow(row)

@@ -54,7 +54,8 @@ def ship(run: Path, target: Path) -> Path:
     shutil.copytree(run / "tokenizer", target / "tokenizer", dirs_exist_ok=True)
     (target / "logs").mkdir(exist_ok=True)
     for stage in OUTPUTS:
-        shutil.copyfile(run / f"{stage}.csv", target / "logs" / f"{stage}.csv")
+        log_text = (run / f"{stage}.csv").read_text(encoding="utf-8")
+        (target / "logs" / f"{stage}.csv").write_text(log_text, encoding="utf-8", newline="\n")
     card = target / "MODEL_CARD.md"
     notes = run / "NOTES.md"
     card.write_text(

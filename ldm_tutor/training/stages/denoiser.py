@@ -9,7 +9,7 @@ import torch
 
 from ldm_tutor.config import ScheduleConfig, UNetConfig
 from ldm_tutor.data.scenes.datasets import to_float
-from ldm_tutor.losses.denoising import min_snr_weight, noise_loss
+from ldm_tutor.losses.denoising import noise_loss, step_weight
 from ldm_tutor.models.autoencoder import Autoencoder, DiagonalGaussian
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
@@ -40,7 +40,7 @@ class DenoiserStage:
 
     `moments`: float16 (n, 2 c, h, w) of `cache_moments`; `tokens`: (n, variants, context_length), several sentences
     per picture, of which each step takes one; `empty`: the empty sentence, (1, context_length).
-    `snr_gamma`: see `min_snr_weight`; the log shows the plain, unweighted noise loss.
+    `balance_steps`: train with `step_weight`; the log shows the plain noise loss all the same.
     """
 
     name = "denoiser"
@@ -60,13 +60,14 @@ class DenoiserStage:
         batch_size: int = 32,
         peak_lr: float = 1e-3,
         drop_share: float = 0.1,
-        snr_gamma: float = 1.0,
+        balance_steps: bool = True,
     ) -> None:
         self.config, self.batch_size, self.device, self.dtype = config, batch_size, device, dtype
         self.moments, self.scale_factor, self.drop_share = moments, scale_factor, drop_share
         self.tokens, self.empty = tokens, empty
         self.schedule = NoiseSchedule(schedule)
-        self.weights = min_snr_weight(self.schedule.signal_to_noise(), snr_gamma).float()
+        weights = step_weight(self.schedule.alpha_bar) if balance_steps else self.schedule.alpha_bar**0
+        self.weights = weights.float()
         self.text_encoder = text_encoder.to(device, dtype).eval().requires_grad_(False)
         self.settings: dict[str, Any] = {
             "config": config.to_dict(),
@@ -74,7 +75,7 @@ class DenoiserStage:
             "batch_size": batch_size,
             "peak_lr": peak_lr,
             "drop_share": drop_share,
-            "snr_gamma": snr_gamma,
+            "balance_steps": balance_steps,
             "num_pictures": len(moments),
             "precision": str(dtype),
         }

@@ -1,0 +1,85 @@
+"""The similarity explorer: choose a picture, see its row of the matrix and the sentences that fit it best."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import torch
+from IPython.display import display
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ldm_tutor.errors import ConfigError, ShapeError
+from ldm_tutor.plots.figures import COLORS, check_alt, figure_style, to_uint8
+from ldm_tutor.shapes import Float, Pictures, Tensor
+from ldm_tutor.widgets.live import LiveFigure, make_control
+
+NUM_BEST = 3
+
+
+class SimilarityExplorer:
+    """Pictures, their sentences (number i belongs to picture i) and the cosine of each pair, (pictures, sentences)."""
+
+    def __init__(
+        self, pictures: Pictures, sentences: Sequence[str], cosines: Float[Tensor, "pictures sentences"]
+    ) -> None:
+        number = len(sentences)
+        if number < 1 or len(pictures) != number or tuple(cosines.shape) != (number, number):
+            raise ShapeError(
+                "SimilarityExplorer: pictures, sentences and cosines",
+                given=(len(pictures), number, tuple(cosines.shape)),
+                expected="n pictures, n sentences and an n x n matrix, n at least 1",
+            )
+        if not bool(torch.isfinite(cosines).all()):
+            raise ConfigError("SimilarityExplorer: cosines", given="values that are not numbers", expected="numbers")
+        self.pixels = to_uint8(pictures)
+        self.sentences = list(sentences)
+        self.cosines = cosines.detach().float().cpu()
+
+    def best(self, picture: int) -> list[tuple[str, float, bool]]:
+        """Return the best sentences for a picture, best first: sentence, cosine, whether it is the picture's own."""
+        row = self.cosines[picture]
+        order = row.argsort(descending=True, stable=True)[:NUM_BEST].tolist()
+        return [(self.sentences[k], float(row[k]), k == picture) for k in order]
+
+    def caption(self, picture: int) -> str:
+        """Say in words what the figure shows for a picture."""
+        lines = [f"{told} ({value:.2f}{', its own' if own else ''})" for told, value, own in self.best(picture)]
+        return f"Picture {picture}, best sentences: {'; '.join(lines)}."
+
+    def draw(self, picture: int) -> Figure:
+        """Draw the picture with its best sentences beside it, and the matrix with the picture's row lit."""
+        with figure_style():
+            figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.4), width_ratios=[1, 1.05, 1.35])
+            left.imshow(self.pixels[picture])
+            left.set_title(f"picture {picture}")
+            left.axis("off")
+            middle.axis("off")
+            middle.set(xlim=(0, 1), ylim=(0, 1), title="best sentences")
+            for place, (told, value, own) in enumerate(self.best(picture)):
+                words = textwrap.fill(told, 25)
+                weight = "bold" if own else "normal"
+                text = f"{value:.2f}{' (its own)' if own else ''}\n{words}"
+                middle.text(0, 0.97 - 0.34 * place, text, va="top", fontsize=9, fontweight=weight)
+            image = right.imshow(self.cosines.numpy(), cmap="cividis", vmin=-1, vmax=1)
+            right.add_patch(
+                Rectangle((-0.5, picture - 0.5), len(self.sentences), 1, fill=False, ec=COLORS["vermilion"], lw=2.5)
+            )
+            right.set(xlabel="sentence", ylabel="picture", title="cosines")
+            right.grid(visible=False)
+            figure.colorbar(image, ax=right)
+        return figure
+
+
+def similarity_explorer(
+    pictures: Pictures, sentences: Sequence[str], cosines: Tensor, alt: str, start: int = 0
+) -> None:
+    """Show a slider over the pictures of a similarity matrix; the first one also stands there without a kernel."""
+    check_alt(alt)
+    explorer = SimilarityExplorer(pictures, sentences, cosines)
+    if not isinstance(start, int) or not 0 <= start < len(sentences):
+        raise ConfigError("similarity_explorer: start", given=start, expected=f"0 to {len(sentences) - 1}")
+    slider = make_control("picture", (0, len(sentences) - 1, start))
+    display(LiveFigure(explorer.draw, alt, explorer.caption, {"picture": slider}).bundle(), raw=True)
