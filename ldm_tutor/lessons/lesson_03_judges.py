@@ -21,10 +21,11 @@ TARGET_LOSS = 0.1
 _NOTHING = "your function returns nothing yet: end it with `return` and the result"
 
 
-def _as_tensor(result: Any, like: Tensor) -> Tensor | None:
+def _as_tensor(result: Any) -> Tensor | None:
     """The learner's result as a tensor of doubles, None where it is no array of numbers."""
     try:
-        return torch.as_tensor(result).detach().to(torch.float64)
+        got = torch.as_tensor(result).detach()
+        return None if got.is_complex() else got.to(torch.float64)
     except (TypeError, ValueError, RuntimeError):
         return None
 
@@ -42,14 +43,14 @@ def _has_nan(got: Tensor) -> bool:
 _BLIND_SLIPS = {
     math.log2(NUM_BLIND): "5 is the logarithm to base 2, the answer in bits; cross-entropy uses the natural one",
     math.log10(NUM_BLIND): "that is the logarithm to base 10; cross-entropy uses the natural one, math.log",
-    2 * math.log(NUM_BLIND): "that is both directions added up; the loss is their mean, and the two are equal here",
+    2 * math.log(NUM_BLIND): "twice too much: the loss is the mean of both directions, not their sum, and each picture "
+    "chooses among its row's sentences, not among all pairs",
     0.5 * math.log(NUM_BLIND): "you took half of one direction; the half belongs before the sum of two equal parts",
     -math.log(NUM_BLIND): "the size is right and the sign is not: the logarithm of a share is negative, the loss its "
     "opposite",
     1 / NUM_BLIND: "that is the share that the right sentence gets; the loss is minus its logarithm",
     NUM_BLIND: "that is how many sentences there are; the loss is the logarithm of it",
     math.log(NUM_BLIND - 1): "the right sentence counts too: the softmax is shared by all sentences of the batch",
-    math.log(NUM_BLIND**2): "each picture chooses among the sentences of its row, not among all pairs of the matrix",
     math.log(64): "that is the lesson's batch of 64; here there are 32",
     0: "0 is the loss of a CLIP that is always right and quite sure; this one knows nothing",
 }
@@ -85,7 +86,7 @@ def judge_cosine_matrix(my_cosines: Any) -> Verdict:
         return not_done(_NOTHING)
     if not (torch.equal(given[0], a) and torch.equal(given[1], b)):
         return look_again("your function changes the vectors it was given: write a = a / length, not a /= length")
-    got = _as_tensor(result, a)
+    got = _as_tensor(result)
     if got is None:
         return look_again(f"your function returns a {type(result).__name__}: return a tensor of shape (n, m)")
     x, y = a.double(), b.double()
@@ -131,7 +132,7 @@ def judge_symmetric_loss(my_loss: Any) -> Verdict:
             return not_done(_NOTHING)
         if not torch.equal(given, cosines):
             return look_again("your function changes the matrix it was given: compute a new one, without /= and *=")
-        got = _as_tensor(result, cosines)
+        got = _as_tensor(result)
         if got is None or got.numel() != 1:
             return look_again("the loss is one number: average over the rows and over both directions")
         if problem := _loss_slip(got.reshape(()), cosines.double(), temperature):
@@ -192,7 +193,7 @@ def judge_mask_fault(my_mask: Any) -> Verdict:
         result = my_mask(length)
         if is_missing(result):
             return not_done(_NOTHING)
-        got = _as_tensor(result, torch.zeros(0))
+        got = _as_tensor(result)
         wanted = causal_mask(length)
         if got is None or got.shape != wanted.shape:
             shape = None if got is None else tuple(got.shape)

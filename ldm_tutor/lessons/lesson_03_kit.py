@@ -123,7 +123,8 @@ def side_by_side(number: int, seed: int = 0) -> tuple[Pictures, list[tuple[str, 
     and colour that training never showed: it would give the false sentence away.
     """
     rng = random.Random(seed)
-    pictures, names = [], []
+    pictures: list[Tensor] = []
+    names: list[tuple[str, str, str, str]] = []
     while len(names) < number:
         (k1, k2), (c1, c2) = rng.sample(KINDS, 2), rng.sample(COLORS, 2)
         if {(k1, c1), (k2, c2), (k1, c2), (k2, c1)} & HELD_OUT:
