@@ -642,7 +642,7 @@ show(figure, alt="Two histograms of brightness: wide when started from the true 
 
 # %%
 k = 1 / 0.18215
-print(f"our factor {autoencoder.config.scale_factor:.1f}; theirs forgotten: SNR {float(decibels(k**2)):.1f} dB too high")
+print(f"our factor {autoencoder.config.scale_factor:.1f}; theirs forgotten: SNR {float(decibels(k**2)):.1f} dB more")
 panels, titles = [], []
 for name, factor in {"right": 1.0, "5.5 too large": k, "5.5 too small": 1 / k}.items():
     for t in (300, 999):
