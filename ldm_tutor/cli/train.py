@@ -40,6 +40,16 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew where --out holds an earlier run.")
     ] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Train the weights in this folder further, not random first ones."),
+    ] = None,
+    decoder_only: Annotated[
+        bool,
+        typer.Option(
+            "--decoder-only", help="For the autoencoder: keep the encoder, and so the latents, of --start-from."
+        ),
+    ] = False,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", readable=False, help="Weights, checkpoints and logs go here.")
     ] = Path("runs/scenes"),
@@ -85,6 +95,8 @@ def train(
         num_scenes=num_scenes,
         num_workers=workers,
         show_progress=not quiet,
+        start_from=start_from,
+        decoder_only=decoder_only,
     )
     written: list[Path] = []
     try:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from ldm_tutor.errors import ConfigError
+from ldm_tutor.errors import ConfigError, WeightsError
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -116,6 +116,20 @@ class Learner(Generic[Network]):
             torch._foreach_lerp_(averages, self._params, 1 - decay)
             for average, current in zip(self.ema.buffers(), self.net.buffers(), strict=True):
                 average.copy_(current)
+
+    def load_weights(self, network: nn.Module) -> None:
+        """Begin with the weights of `network`, which must be of the same shape, instead of random ones."""
+        try:
+            self.network.load_state_dict(network.state_dict())
+        except RuntimeError as error:
+            raise WeightsError(
+                f"{type(network).__name__}: the weights to start from are of another size than the model to train",
+                fix="start from weights of the same preset",
+            ) from error
+        if self.ema is not self.network:
+            self.ema.load_state_dict(self.network.state_dict())
+        if self.net is not self.network:
+            self.net.load_state_dict(self.network.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that an exact continuation needs."""

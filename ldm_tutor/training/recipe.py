@@ -5,6 +5,7 @@ Every stage can be trained alone; it then takes what it needs from the same fold
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ldm_tutor.config import JudgeConfig, ModelConfig, scenes
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes
@@ -21,14 +24,15 @@ from ldm_tutor.data.scenes.sampling import caption_for, near_twin, sample_scene
 from ldm_tutor.data.scenes.words import describe
 from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.losses.reconstruction import PerceptualDistance
+from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.training.learner import pick_device, pick_dtype
 from ldm_tutor.training.loop import Budget, Stage, run_stage
-from ldm_tutor.training.stages.autoencoder import AutoencoderStage
+from ldm_tutor.training.stages.autoencoder import AutoencoderRecipe, AutoencoderStage
 from ldm_tutor.training.stages.clip import ClipStage
 from ldm_tutor.training.stages.denoiser import DenoiserStage, cache_moments
 from ldm_tutor.training.stages.judge import JudgeStage
-from ldm_tutor.weights.files import load_model
+from ldm_tutor.weights.files import atomic_file, load_model
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,11 @@ OUTPUTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """What all stages share. `num_scenes` scales the data: the denoiser sees this many pictures, the others less."""
+    """What all stages share. `num_scenes` scales the data: the denoiser sees this many pictures, the others less.
+
+    `start_from`: a folder of weights to train further, instead of random first weights. `decoder_only`: the
+    autoencoder's encoder stays as it is, and with it the latents that a U-Net knows.
+    """
 
     folder: Path
     seed: int = 0
@@ -54,11 +62,15 @@ class TrainingOptions:
     num_scenes: int = 100_000
     num_workers: int = 0
     show_progress: bool = True
+    start_from: Path | None = None
+    decoder_only: bool = False
     config: ModelConfig | None = None
 
     def __post_init__(self) -> None:
         if self.num_scenes < 64:
             raise ConfigError("--num-scenes", given=self.num_scenes, expected="64 or more")
+        if self.decoder_only and self.start_from is None:
+            raise ConfigError("--decoder-only keeps an encoder", fix="say with --start-from which")
 
     @property
     def model(self) -> ModelConfig:
@@ -72,6 +84,10 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
         raise ConfigError("stage", given=name, expected=f"one of {STAGES} or all")
     torch.manual_seed(options.seed)  # first weights
     stage = _build(name, options)
+    if options.start_from is not None and not resume:
+        kind = "judge" if name == "perceptual" else OUTPUTS[name].removesuffix(".safetensors")
+        learner = next(iter(stage.learners.values()))
+        learner.load_weights(load_model(_needed(options.start_from, name), kind))
     return run_stage(
         stage, budget, options.folder, seed=options.seed, resume=resume, show_progress=options.show_progress
     )
@@ -105,12 +121,16 @@ def _build(name: str, options: TrainingOptions) -> Stage:
     if name == "autoencoder":
         perceptual = PerceptualDistance(load_model(_needed(folder, "perceptual"), "judge"))
         pictures = _train_scenes(options).pictures
-        return AutoencoderStage(model.autoencoder, pictures, perceptual, device=device, dtype=dtype)
+        recipe = AutoencoderRecipe(decoder_only=options.decoder_only)
+        return AutoencoderStage(model.autoencoder, pictures, perceptual, device=device, dtype=dtype, recipe=recipe)
     if name == "clip":
         data = _train_scenes(options)
-        tokenizer = Tokenizer.train(
-            data.captions, vocab_size=model.clip.text.vocab_size, context_length=model.clip.text.context_length
-        )
+        if options.start_from is not None:
+            tokenizer = Tokenizer.load(options.start_from / "tokenizer")
+        else:
+            tokenizer = Tokenizer.train(
+                data.captions, vocab_size=model.clip.text.vocab_size, context_length=model.clip.text.context_length
+            )
         return ClipStage(model.clip, data, _twins(options), tokenizer, device=device, dtype=dtype)
     return _build_denoiser(options, device, dtype)
 
@@ -119,15 +139,9 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
     autoencoder = load_model(_needed(options.folder, "autoencoder"), "autoencoder").to(device, dtype)
     clip = load_model(_needed(options.folder, "clip"), "clip")
     tokenizer = Tokenizer.load(options.folder / "tokenizer")
-    moments, chunk = [], 5_000
-    for start in range(0, options.num_scenes, chunk):
-        count = min(chunk, options.num_scenes - start)
-        drawn = render_scenes(count, "train", options.seed, num_workers=options.num_workers, start=start)
-        moments.append(cache_moments(autoencoder, drawn.pictures, device=device, dtype=dtype))
-        log.info("encoded %d of %d pictures", start + count, options.num_scenes)
     return DenoiserStage(
         options.model.unet,
-        torch.cat(moments),
+        _moments(options, autoencoder, device, dtype),
         autoencoder.config.scale_factor,
         clip.text,
         caption_tokens(options.num_scenes, options.seed, tokenizer),
@@ -136,6 +150,32 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
         dtype=dtype,
         schedule=options.model.schedule,
     )
+
+
+def _moments(
+    options: TrainingOptions, autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the latents' moments of all training pictures; kept in a file, so that a resumed run starts at once."""
+    path = options.folder / "latents.safetensors"
+    made_of = {
+        "autoencoder": hashlib.sha256(_needed(options.folder, "autoencoder").read_bytes()).hexdigest(),
+        "num_scenes": str(options.num_scenes),
+        "seed": str(options.seed),
+    }
+    if path.is_file():
+        with safe_open(path, framework="pt") as kept:
+            if kept.metadata() == made_of:
+                return kept.get_tensor("moments")
+    parts, chunk = [], 5_000
+    for start in range(0, options.num_scenes, chunk):
+        count = min(chunk, options.num_scenes - start)
+        drawn = render_scenes(count, "train", options.seed, num_workers=options.num_workers, start=start)
+        parts.append(cache_moments(autoencoder, drawn.pictures, device=device, dtype=dtype))
+        log.info("encoded %d of %d pictures", start + count, options.num_scenes)
+    moments = torch.cat(parts)
+    with atomic_file(path) as temporary:
+        save_file({"moments": moments}, temporary, metadata=made_of)
+    return moments
 
 
 def caption_tokens(num_scenes: int, seed: int, tokenizer: Tokenizer, variants: int = 3) -> torch.Tensor:
@@ -186,6 +226,4 @@ def _judge_scenes(options: TrainingOptions) -> ScenePictures:
 
 @lru_cache(maxsize=4)
 def _render(count: int, split: str, options: TrainingOptions) -> ScenePictures:
-    return render_scenes(
-        count, split, options.seed, num_workers=options.num_workers, progress=options.show_progress
-    )
+    return render_scenes(count, split, options.seed, num_workers=options.num_workers, progress=options.show_progress)

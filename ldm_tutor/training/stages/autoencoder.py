@@ -24,7 +24,7 @@ class AutoencoderRecipe:
     """Weights of the loss terms, all averaged over pixels; the adversary joins after a share of the run.
 
     The reference sums over pixels and weighs the summed KL 1e-6; here the pixel terms are means, and the KL is
-    summed over the latent numbers of a picture.
+    summed over the latent numbers of a picture. `decoder_only`: the encoder stays as it is.
     """
 
     perceptual_weight: float = 0.2
@@ -33,6 +33,7 @@ class AutoencoderRecipe:
     adversarial_start: float = 0.7
     batch_size: int = 16
     peak_lr: float = 1.5e-3
+    decoder_only: bool = False
 
 
 class AutoencoderStage:
@@ -73,7 +74,8 @@ class AutoencoderStage:
         chosen = torch.randint(len(self.pictures), (self.batch_size,), generator=generator)
         real = to_float(self.pictures[chosen]).to(self.device, self.dtype)
         net = self.coder.net
-        posterior = net.encode(real)
+        with torch.set_grad_enabled(not recipe.decoder_only):
+            posterior = net.encode(real)
         made = net.decode(posterior.sample(generator))
         l1 = (made - real).float().abs().mean()
         perceptual = self.perceptual(made, real).mean()
