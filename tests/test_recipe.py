@@ -1,0 +1,110 @@
+"""The whole recipe at a tiny size: from nothing to a picture, and on from weights that are there."""
+
+import shutil
+
+import pytest
+import torch
+from tiny import CONFIG
+
+from ldm_tutor.errors import ConfigError, WeightsError
+from ldm_tutor.models.tokenizer import Tokenizer
+from ldm_tutor.pipeline import load_pipeline
+from ldm_tutor.training import recipe
+from ldm_tutor.training.loop import Budget
+from ldm_tutor.training.recipe import STAGES, TrainingOptions, train_all, train_stage
+from ldm_tutor.weights.files import load_model
+
+ONE = Budget(steps=1)
+
+
+def options(folder, **more):
+    return TrainingOptions(
+        folder=folder, device="cpu", precision="float32", num_scenes=64, show_progress=False, config=CONFIG, **more
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    assert [name for name, _ in train_all(0.02, options(folder))] == list(STAGES)
+    return folder
+
+
+def weights(folder, name):
+    return load_model(folder / recipe.OUTPUTS[name]).state_dict()
+
+
+def copy_of(trained, folder, *names):
+    folder.mkdir()
+    for name in names:
+        shutil.copy(trained / recipe.OUTPUTS[name], folder)
+    shutil.copytree(trained / "tokenizer", folder / "tokenizer")
+    return folder
+
+
+def changed(before, after):
+    return {name for name, value in after.items() if not torch.equal(value, before[name])}
+
+
+def test_the_recipe_makes_a_model_that_draws(trained):
+    picture = load_pipeline(trained).draw(["a red cat at night"], [1], num_steps=2)
+    assert picture.shape == (1, 3, 64, 64)
+    assert bool(picture.isfinite().all())
+
+
+def test_a_finished_recipe_has_nothing_left_to_do(trained, monkeypatch):
+    monkeypatch.setattr(recipe, "_build", lambda *_: pytest.fail("a stage was built again"))
+    assert len(list(train_all(0.02, options(trained), resume=True))) == len(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_goes_on_from_given_weights(trained, tmp_path, name):
+    folder = copy_of(trained, tmp_path / "more", *(set(STAGES) - {name}))
+    train_stage(name, ONE, options(folder, start_from=trained))
+    before, after = weights(trained, name), weights(folder, name)
+    moved = max(float((after[key].float() - before[key].float()).abs().max()) for key in after)
+    assert 0 < moved < 0.02  # one small step away from there, not new random numbers
+    if name == "clip":
+        first, second = Tokenizer.load(trained / "tokenizer"), Tokenizer.load(folder / "tokenizer")
+        assert first(["a red cat"]).tolist() == second(["a red cat"]).tolist()
+
+
+def test_decoder_only_keeps_the_latents(trained, tmp_path):
+    folder = copy_of(trained, tmp_path / "decoder", "perceptual")
+    train_stage("autoencoder", ONE, options(folder, start_from=trained, decoder_only=True))
+    different = changed(weights(trained, "autoencoder"), weights(folder, "autoencoder"))
+    assert different
+    assert not any(name.startswith(("encoder", "quant_conv")) for name in different)
+    scales = [load_model(path / "autoencoder.safetensors").config.scale_factor for path in (trained, folder)]
+    assert scales[0] == scales[1]
+
+
+def test_weights_to_start_from_must_be_there_and_fit(trained, tmp_path):
+    with pytest.raises(WeightsError, match=r"unet\.safetensors is missing"):
+        train_stage(
+            "denoiser", ONE, options(copy_of(trained, tmp_path / "a", "autoencoder", "clip"), start_from=tmp_path)
+        )
+    folder = copy_of(trained, tmp_path / "b", "perceptual")
+    larger = TrainingOptions(
+        folder=folder, device="cpu", precision="float32", num_scenes=64, show_progress=False, start_from=trained
+    )
+    with pytest.raises(WeightsError, match="another size"):
+        train_stage("autoencoder", ONE, larger)
+    with pytest.raises(ConfigError, match="--start-from"):
+        options(tmp_path, decoder_only=True)
+
+
+def test_latents_are_encoded_once(trained, tmp_path, monkeypatch):
+    folder = copy_of(trained, tmp_path / "latents", "autoencoder", "clip")
+    shutil.copy(trained / "latents.safetensors", folder)
+    drawn = []
+    render = recipe.render_scenes
+    monkeypatch.setattr(recipe, "render_scenes", lambda *args, **kwargs: drawn.append(args) or render(*args, **kwargs))
+    train_stage("denoiser", ONE, options(folder))
+    assert not drawn
+    copy_of(trained, tmp_path / "other", "perceptual")
+    train_stage("autoencoder", ONE, options(tmp_path / "other", start_from=trained))
+    shutil.copy(tmp_path / "other" / "autoencoder.safetensors", folder)
+    drawn.clear()
+    train_stage("denoiser", ONE, options(folder))
+    assert drawn  # another encoder has other latents
