@@ -30,7 +30,7 @@ TEST_READY := $(VENV)/.test-ready
 LISTS      := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := lab
-.PHONY: lab test setup lint types unit notebooks clean help
+.PHONY: lab test test-fast setup lint types unit notebooks clean help
 .NOTPARALLEL:
 
 lab: $(LAB_READY) ## open the course in JupyterLab
@@ -38,6 +38,9 @@ lab: $(LAB_READY) ## open the course in JupyterLab
 
 # `make -k test` goes on after a failure and shows them all.
 test: lint types unit notebooks ## run everything that must pass
+
+test-fast: lint types ## what a small change needs, in under three minutes
+	$(BIN)/python -m pytest tests -m "not slow" -x
 
 setup: $(LAB_READY) ## install into .venv and stop there
 
@@ -59,7 +62,7 @@ clean: ## remove .venv and the caches; your data and your weights stay
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  PORT=$(PORT)  LAB_ARGS=$(LAB_ARGS)"
 	@echo "Without a browser: make lab LAB_ARGS='--no-browser'"

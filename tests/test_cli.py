@@ -22,17 +22,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ldm_tutor import evaluation
-from ldm_tutor.cli import data, doctor, files, main, models, options, speed, train
+from ldm_tutor.cli import data, doctor, files, main, models, options, train
 from ldm_tutor.config import PRESETS, JudgeConfig, scenes
 from ldm_tutor.data.scenes.sampling import SPLITS, caption_for
 from ldm_tutor.errors import WeightsError
+from ldm_tutor.lessons.cost import remembered_speed
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.sampling.loop import SAMPLERS
-from ldm_tutor.training import recipe
+from ldm_tutor.training import recipe, speed
 from ldm_tutor.training.checkpoint import read_checkpoint
 from ldm_tutor.weights.files import load_model, read_header, save_model, write_sums
 
@@ -809,7 +810,8 @@ def test_a_check_that_breaks_is_a_failure(cli, monkeypatch):
     assert "[FAIL] torch_pair: ImportError: libcudart.so.13" in done.out and "make lab" in done.out
 
 
-def test_doctor_predicts_the_lessons(cli, monkeypatch):
+def test_doctor_predicts_the_lessons(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("LDM_TUTOR_PROGRESS", str(tmp_path / "progress.json"))
     half = speed.Speed(trained=speed.REFERENCE.trained / 2, drawn=speed.REFERENCE.drawn * 2)
     monkeypatch.setattr(doctor, "CHECKS", ())
     monkeypatch.setattr(speed, "measure", lambda device, dtype: half)
@@ -819,6 +821,7 @@ def test_doctor_predicts_the_lessons(cli, monkeypatch):
     minutes = doctor.lesson_minutes()
     row = next(line for line in done.out.splitlines() if line.startswith("00_start_here"))
     assert row.split()[1:] == [f"{2 * minutes['00_start_here']:.1f}", f"{minutes['00_start_here']:.1f}"]
+    assert remembered_speed() == half  # for the cost cards
 
 
 def test_the_speed_is_measured(monkeypatch):

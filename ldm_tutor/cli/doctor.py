@@ -201,12 +201,14 @@ CHECKS = (_python, _packages, _torch_pair, _disk, _memory, _device, _weights, _j
 
 
 def _speed() -> Iterator[Finding]:
-    from ldm_tutor.cli.speed import REFERENCE, measure, slowdown
+    from ldm_tutor.lessons.cost import remember_speed
     from ldm_tutor.training.learner import pick_device, pick_dtype
+    from ldm_tutor.training.speed import REFERENCE, measure, slowdown
 
     print("\nMeasuring the speed, about ten seconds ...", flush=True)
     device = pick_device()
     here = measure(device, pick_dtype("auto", device))
+    remember_speed(here)  # for the lessons' cost cards
     yield Finding(OK, f"trains the U-Net on {here.trained:.0f} pictures/s (reference {REFERENCE.trained:.0f}/s)")
     yield Finding(OK, f"draws a picture in 20 steps in {here.drawn:.2f} s (reference {REFERENCE.drawn:.2f} s)")
     rows = [("lesson", "minutes to run here", "minutes of reference")]
