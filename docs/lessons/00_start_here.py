@@ -220,13 +220,7 @@ show(
 # Do not learn the shapes by heart: each is printed below, where it arises. We use these letters throughout the
 # course:
 #
-# | symbol | in the code | meaning |
-# |---|---|---|
-# | $c$ | `context` | one vector per token of the sentence |
-# | $x_t$ | `latents` | noisy latents at time step $t$ |
-# | $t$ | `t` | how noisy: 0 is clean, 999 is noise |
-# | $\epsilon_\theta(x_t, t, c)$ | `eps_hat` | the noise that the U-Net sees in them |
-# | $\hat{x}_0$ | `x0_hat` | the clean latents that this noise implies |
+# {{notation c latents t eps_hat x0_hat}}
 #
 # ## Part one: the text encoder
 #
@@ -673,9 +667,7 @@ solution("start_here.draw_loop")
 #
 # ## Terms
 #
-# **Latents**: the small grid that stands for a picture. **Context**: the sentence as vectors. **Time step**: how much
-# noise there is. **Seed**: the number that fixes the random start. **Guidance**: how strongly the sentence pulls.
-# **Held out**: kept away from training, for honest tests.
+# {{terms}}
 #
 # ## References
 #

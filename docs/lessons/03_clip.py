@@ -194,12 +194,7 @@ print("loop, comparison and package agree:", by_loop.equal(vectorised) and by_lo
 # $$x \leftarrow x + \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt{d}} + M\right) V, \qquad
 # x \leftarrow x + W_2\, g(W_1 x)$$
 #
-# | symbol | in the code | meaning |
-# |---|---|---|
-# | $Q, K, V$ | `q`, `k`, `v` | three linear maps of the normalised `x` |
-# | $d$ | `q.shape[-1]` | width of one head |
-# | $M$ | `mask` | 0 where looking is allowed, $-\infty$ elsewhere |
-# | $g$ | `h * sigmoid(1.702 h)` | CLIP's quick form of the GELU curve |
+# {{notation qkv d mask quick_gelu}}
 
 
 # %%
@@ -756,10 +751,7 @@ solution("clip.symmetric_loss")
 #
 # ## Terms
 #
-# **Token**: a piece of text with a number. **Tower**: one of the two encoders. **Class token**: the extra token that
-# sums up a picture. **Cosine**: how much two arrows point the same way. **Logits**: cosines times scale, before the
-# softmax. **Zero-shot**: a task without training for it. **Binding**: which property belongs to which thing. **Hard
-# negative**: a wrong sentence that is nearly right.
+# {{terms}}
 #
 # ## References
 #

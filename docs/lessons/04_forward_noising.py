@@ -160,13 +160,7 @@ show(figure, alt="Variance over s: the straight fade sags to 0.5 at s = 0.5, the
 #
 # $$x_t = \sqrt{1-\beta_t}\;x_{t-1} + \sqrt{\beta_t}\;\epsilon, \qquad \epsilon \sim \mathcal N(0, I)$$
 #
-# | symbol | in the code | meaning |
-# |---|---|---|
-# | $x_0$ | `x0` | the clean pixels or latents |
-# | $x_t$ | `x_t` | the same after noising, $t$ from 0 to 999 |
-# | $\beta_t$ | `betas[t]` | the variance that step $t$ adds |
-# | $\epsilon$ | `noise` | standard normal noise |
-# | $\bar\alpha_t$ | `alpha_bar[t]` | what is left of the picture's variance; you meet it in step 3 |
+# {{notation x0 x_t betas noise alpha_bar}}
 #
 # The squares of the two weights add up to 1, as they should. Take 300 steps with the same small $\beta$ on the
 # latents, and look at some of them through the decoder:
@@ -822,9 +816,7 @@ solution("forward_noising.add_noise")
 #
 # ## Terms
 #
-# **Noise schedule**: the list of $\beta_t$. **Closed form**: the jump from $x_0$ to $x_t$. **Signal-to-noise ratio**:
-# the picture's variance over the noise's. **Decibel**: ten times the logarithm of a ratio. **Posterior**: what is known
-# of $x_{t-1}$ once $x_t$ and $x_0$ are given. **Terminal SNR**: the SNR at the last step.
+# {{terms}}
 #
 # ## References
 #

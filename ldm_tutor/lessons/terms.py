@@ -1,0 +1,113 @@
+"""The course's words and symbols as data: every lesson's "Terms" and notation tables are made from these two lists.
+
+In a lesson's source, a line `{{terms}}` becomes the words that this lesson brings, and `{{notation x_t t noise}}` a
+table of these symbols. So a word means the same in every lesson, and a symbol has one name in the code.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ldm_tutor.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word, what it means, and the slug of the lesson that brings it."""
+
+    name: str
+    meaning: str
+    lesson: str
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A symbol of the formulas, as TeX; its name in the code; what it means."""
+
+    tex: str
+    code: str
+    meaning: str
+
+
+NOTATION = {
+    "c": Symbol("c", "context", "one vector per token of the sentence"),
+    "latents": Symbol("x_t", "latents", "noisy latents at time step $t$"),
+    "t": Symbol("t", "t", "how noisy: 0 is clean, 999 is noise"),
+    "eps_hat": Symbol(r"\epsilon_\theta(x_t, t, c)", "eps_hat", "the noise that the U-Net sees in them"),
+    "x0_hat": Symbol(r"\hat{x}_0", "x0_hat", "the clean latents that this noise implies"),
+    "qkv": Symbol("Q, K, V", "q, k, v", "three linear maps of the normalised `x`"),
+    "d": Symbol("d", "q.shape[-1]", "width of one head"),
+    "mask": Symbol("M", "mask", r"0 where looking is allowed, $-\infty$ elsewhere"),
+    "quick_gelu": Symbol("g", "h * sigmoid(1.702 h)", "CLIP's quick form of the GELU curve"),
+    "x0": Symbol("x_0", "x0", "the clean pixels or latents"),
+    "x_t": Symbol("x_t", "x_t", "the same after noising, $t$ from 0 to 999"),
+    "betas": Symbol(r"\beta_t", "betas[t]", "the variance that step $t$ adds"),
+    "noise": Symbol(r"\epsilon", "noise", "standard normal noise"),
+    "alpha_bar": Symbol(
+        r"\bar\alpha_t", "alpha_bar[t]", "what is left of the picture's variance; you meet it in step 3"
+    ),
+}
+GLOSSARY = (
+    Term("Latents", "the small grid that stands for a picture", "start_here"),
+    Term("Context", "the sentence as vectors", "start_here"),
+    Term("Time step", "how much noise there is", "start_here"),
+    Term("Seed", "the number that fixes the random start", "start_here"),
+    Term("Guidance", "how strongly the sentence pulls", "start_here"),
+    Term("Held out", "kept away from training, for honest tests", "start_here"),
+    Term("Token", "a piece of text with a number", "clip"),
+    Term("Tower", "one of the two encoders", "clip"),
+    Term("Class token", "the extra token that sums up a picture", "clip"),
+    Term("Cosine", "how much two arrows point the same way", "clip"),
+    Term("Logits", "cosines times scale, before the softmax", "clip"),
+    Term("Zero-shot", "a task without training for it", "clip"),
+    Term("Binding", "which property belongs to which thing", "clip"),
+    Term("Hard negative", "a wrong sentence that is nearly right", "clip"),
+    Term("Noise schedule", r"the list of $\beta_t$", "forward_noising"),
+    Term("Closed form", "the jump from $x_0$ to $x_t$", "forward_noising"),
+    Term("Signal-to-noise ratio", "the picture's variance over the noise's", "forward_noising"),
+    Term("Decibel", "ten times the logarithm of a ratio", "forward_noising"),
+    Term("Posterior", "what is known of $x_{t-1}$ once $x_t$ and $x_0$ are given", "forward_noising"),
+    Term("Terminal SNR", "the SNR at the last step", "forward_noising"),
+)
+_PLACE = re.compile(r"^\{\{(?P<what>\w*)(?P<names>[^}]*)\}\}$", re.MULTILINE)
+
+
+def expand(text: str, lesson: str) -> str:
+    """Return a lesson's prose with its `{{terms}}` and `{{notation ...}}` lines filled in; ConfigError for others."""
+
+    def fill(place: re.Match[str]) -> str:
+        names = place["names"].split()
+        if place["what"] == "terms" and not names:
+            return terms(lesson)
+        if place["what"] == "notation" and names:
+            return notation(*names)
+        raise ConfigError(
+            f"lesson {lesson}: unknown place", given=place[0], expected="{{terms}} or {{notation name name ...}}"
+        )
+
+    return _PLACE.sub(fill, text)
+
+
+def terms(lesson: str) -> str:
+    """Return the words that a lesson brings, as a list in Markdown; ConfigError for a lesson without one."""
+    rows = [f"- **{each.name}**: {each.meaning}." for each in GLOSSARY if each.lesson == lesson]
+    if not rows:
+        raise ConfigError("terms: a lesson without a word", given=lesson, fix="add its words to GLOSSARY")
+    return "\n".join(rows)
+
+
+def notation(*names: str) -> str:
+    """Return a table of symbols in Markdown; ConfigError names one that is not in NOTATION."""
+    unknown = [name for name in names if name not in NOTATION]
+    if unknown:
+        raise ConfigError("notation: unknown symbol", given=unknown, expected=f"of {sorted(NOTATION)}")
+    rows = ["| symbol | in the code | meaning |", "|---|---|---|"]
+    for name in names:
+        symbol = NOTATION[name]
+        rows.append(f"| ${symbol.tex}$ | {_code(symbol.code)} | {symbol.meaning} |")
+    return "\n".join(rows)
+
+
+def _code(names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names.split(", "))
