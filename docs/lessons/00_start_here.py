@@ -524,7 +524,8 @@ print("the judge:", [(o.size, o.color, o.kind, o.place) for o in seen.objects], 
 # ## How it was trained
 #
 # In three stages, each building on the one before: first the autoencoder, then CLIP (whose text half you used), at
-# last the U-Net. These are the shipped model's own curves, from the log files beside its weights.
+# last the U-Net. These are the shipped model's own curves, from the log files beside its weights. Where one steps up,
+# the training was taken up again with a fresh learning rate, or with a harder task; the model card says when.
 
 # %%
 stages = {"autoencoder": "l1", "clip": "loss", "denoiser": "loss"}

@@ -485,8 +485,9 @@ print("the diagonal stands out at the end:", my_means[-1][0] - my_means[-1][1] >
 # %% [markdown]
 # Do not read the upper figure as a race. Your batches of 64 ask an easier question than the shipped run's 128, and your
 # network is smaller and its start quicker; the shipped run goes on much longer. Its step upwards on the way is no
-# accident: from there on its batches were made harder on purpose. We come to that. In the lower figure both curves rise
-# at first: the two towers begin at right angles to each other, and meet before they sort. Then the curves part.
+# accident: from there on its batches were made harder on purpose. We come to that. (The hump behind it is a pause:
+# later, the training was taken up again with a fresh learning rate.) In the lower figure both curves rise at first:
+# the two towers begin at right angles to each other, and meet before they sort. Then the curves part.
 # That is the diagonal, growing. Here it is as a matrix: the same 16 test pairs with random weights, with your training,
 # and with the shipped one, which has seen far more pairs.
 
