@@ -171,8 +171,8 @@ picture = pipe.draw([SENTENCE], seeds=[7], num_steps=20, guidance=4.0)
 show(picture, alt=f"The model's picture for the sentence: {SENTENCE}.", scale=5)
 
 # %% [markdown]
-# > **Careful.** The model is small and was trained for hours, not weeks. If something that the sentence names is missing
-# > or misplaced, that is its failure, not yours; further down a judge counts how often it happens.
+# > **Careful.** The model is small and was trained for hours, not weeks. If something that the sentence names is
+# > missing or misplaced, that is its failure, not yours; further down a judge counts how often it happens.
 #
 # And the three wishes that the library could not grant, none of which the model has ever seen:
 

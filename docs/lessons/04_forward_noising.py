@@ -119,6 +119,7 @@ print(f"spread: pictures {pictures.std():.2f}, pixels {pixels.std():.2f}, latent
 # How would you turn a picture into noise without reading a paper? Probably like a film that fades from one scene to
 # the next: a little less of the picture, a little more of the noise, in a straight line. Try it.
 
+
 # %%
 def fade(x0, noise, s):
     return (1 - s) * x0 + s * noise  # all picture at s = 0, all noise at s = 1
@@ -165,6 +166,7 @@ show(figure, alt="Variance over s: the straight fade sags to 0.5 at s = 0.5, the
 # The squares of the two weights add up to 1, as they should. Take 300 steps with the same small $\beta$ on the
 # latents, and look at some of them through the decoder:
 
+
 # %%
 def one_step(x, beta, rng):
     return math.sqrt(1 - beta) * x + math.sqrt(beta) * torch.randn(x.shape, generator=rng)
@@ -193,6 +195,7 @@ show(figure, alt="The scene after 10, 30, 60, 120 and 300 small noise steps on i
 # and squared afterwards; Stable Diffusion and this course use it. *Cosine* (Nichol and Dhariwal 2021, eq. 17) starts
 # from the other end: it says how much of the picture should be left at each time, as a squared cosine, and gets each
 # $\beta_t$ from the ratio of two neighbours. Its last ratio would be 0, so $\beta$ is cut at 0.999.
+
 
 # %%
 def my_betas(kind, first=0.00085, last=0.012, n=1000):
@@ -267,6 +270,7 @@ show(figure, alt="Dots of the walk lie on the formula's curves: the mean falls f
 #
 # In training, each picture of a batch gets a time of its own. As a loop over the batch:
 
+
 # %%
 def noisy_loop(x0, noise, t):
     rows = []
@@ -283,6 +287,7 @@ t = torch.randint(1000, (100,), generator=torch.Generator().manual_seed(5))
 # And at once, in a class that keeps the tables. `view` gives every picture its own factor, spread over channels, rows
 # and columns. `.to(x0)` is there for a reason too: the tables are in double precision, since a product of a thousand
 # factors deserves it, and without the conversion the whole batch would become double as well.
+
 
 # %%
 class MySchedule:
@@ -324,6 +329,7 @@ for kind, first, last in [*cases, ("linear", 0.00085, 0.012)]:
 # decoder, one of the four channels of the latents themselves. (The small bicycle is a blob at $t = 0$ already. That
 # is not the noise: the autoencoder has no room for its spokes, see lesson 01.)
 
+
 # %%
 def at(x0, t, seed=1, schedule=schedule):
     """All of x0 at the same time t."""
@@ -349,6 +355,7 @@ show(picture_grid(maps, titles, scale=1), alt="A latent channel at five times: t
 #
 # It runs over many powers of ten, so one takes ten times its logarithm: *decibels*. At 0 dB picture and noise are
 # equally strong. Every 10 dB are a factor of ten, every 3 dB about a factor of two.
+
 
 # %%
 def decibels(ratio):
@@ -448,6 +455,7 @@ print(f"both at {snr['linear'][400]:.0f} dB (t = 400, 700): less than 0.15 apart
 # across its width, at two, at three and so on up to 32, which is as fine as 64 pixels can show. Noise has the same
 # power, 1, at every fineness. Pictures do not:
 
+
 # %%
 def power_by_fineness(x):
     """Mean power at 1, 2, 3, ... waves across the picture."""
@@ -504,6 +512,7 @@ show(figure, alt="Two scenes at t = 700 look like noise; their block means show 
 # Write it, and compare it with the package's sampler step. That one takes the noise $\epsilon$ in $x_t$ instead of
 # $x_0$; given $x_t$, each tells the other.
 
+
 # %%
 def posterior(x_t, x0, t, schedule=schedule):
     """Mean and variance of x_(t-1) when x_t and x_0 are known: DDPM eq. 6 and 7."""
@@ -556,6 +565,7 @@ show(figure, alt="A cloud of points, x_4 over x_5. The line of posterior means r
 # clean ones, and ask which it was. His method is the best there is for this game: shrink each candidate by
 # $\sqrt{\bar\alpha_t}$ and take the nearest.
 
+
 # %%
 def found_again(x0, t):
     """Share of noisy pictures whose own clean picture is the nearest of all candidates."""
@@ -595,6 +605,7 @@ show(figure, alt="Mean at t = 999 over the clean mean: for pixels almost a line,
 #
 # The mean of $n$ noise numbers has the spread $1/\sqrt n$. The code multiplies brightness by $\sqrt n$, so that the
 # noise has spread 1, and divides at the end.
+
 
 # %%
 def draw_brightness(x, d):
@@ -693,6 +704,7 @@ for side in (16, 64):
 #
 # > **Try it.** Choose a scene that you have not seen yet, put the time to 999, and drag it slowly to the left. At which
 # > $t$ do you know the background, at which the object, at which its colour? Compare yourself with the judge.
+
 
 # %%
 def look(t, scene):
