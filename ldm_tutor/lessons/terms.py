@@ -36,9 +36,6 @@ NOTATION = {
     "t": Symbol("t", "t", "how noisy: 0 is clean, 999 is noise"),
     "eps_hat": Symbol(r"\epsilon_\theta(x_t, t, c)", "eps_hat", "the noise that the U-Net sees in them"),
     "x0_hat": Symbol(r"\hat{x}_0", "x0_hat", "the clean latents that this noise implies"),
-    "scale": Symbol("s", "scale", "the guidance scale; 1 is plain sampling"),
-    "eps_uncond": Symbol(r"\epsilon_u", "eps_uncond", "the noise seen with the empty sentence"),
-    "eps_cond": Symbol(r"\epsilon_c", "eps_cond", "the noise seen with the sentence"),
     "qkv": Symbol("Q, K, V", "q, k, v", "three linear maps of the normalised `x`"),
     "d": Symbol("d", "q.shape[-1]", "width of one head"),
     "mask": Symbol("M", "mask", r"0 where looking is allowed, $-\infty$ elsewhere"),
@@ -72,12 +69,6 @@ GLOSSARY = (
     Term("Decibel", "ten times the logarithm of a ratio", "forward_noising"),
     Term("Posterior", "what is known of $x_{t-1}$ once $x_t$ and $x_0$ are given", "forward_noising"),
     Term("Terminal SNR", "the SNR at the last step", "forward_noising"),
-    Term("Condition dropout", "training with the empty sentence now and then", "guidance"),
-    Term("Classifier-free guidance", "going from the empty sentence's answer past the sentence's", "guidance"),
-    Term("Guidance scale", "how many times that way is gone; 1 is plain sampling", "guidance"),
-    Term("Negative prompt", "a text in the place of the empty sentence, to move away from", "guidance"),
-    Term("Fidelity and diversity", "how good each picture is, and how different they are", "guidance"),
-    Term("Guidance interval", "the steps in which guidance is switched on", "guidance"),
 )
 _PLACE = re.compile(r"^\{\{(?P<what>\w*)(?P<names>[^}]*)\}\}$", re.MULTILINE)
 
