@@ -30,7 +30,8 @@ class Bands:
 BANDS = {
     "00_start_here": Bands(
         words=(1800, 4000), code_lines=(120, 350), figures=8, reason="it uses the model and builds no network yet"
-    )
+    ),
+    "03_clip": Bands(code_lines=(200, 380), reason="a tokenizer, two towers and a training are one story"),
 }
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 

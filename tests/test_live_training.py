@@ -3,6 +3,7 @@
 import math
 import re
 
+import matplotlib.pyplot as plt
 import pytest
 
 from ldm_tutor.errors import ConfigError, TutorError
@@ -28,7 +29,8 @@ def shown(monkeypatch):
     figures = []
     monkeypatch.setattr(live_training, "display", lambda forms, raw: figures.append(forms["text/plain"]))
     monkeypatch.setattr(live_training, "show", lambda picture, alt: figures.append(alt))
-    return figures
+    yield figures
+    plt.close("all")
 
 
 def test_smoothing_is_the_mean_of_the_last_values():
