@@ -71,6 +71,14 @@ _FORWARD_NOISING = Facts(
     memory_mb=1400,
     builds="Three noise schedules, the closed form, the signal-to-noise ratio, and the posterior of DDPM.",
 )
+_GUIDANCE = Facts(
+    goal="Write classifier-free guidance, see in one dimension what it does, and measure what it gains and costs.",
+    needs="Lesson 00; lesson 04 for the noise. Lessons 06 and 07 help and are not required.",
+    minutes_to_read=55,
+    seconds_to_run=100,
+    memory_mb=1300,
+    builds="Condition dropout, guidance in one batched call, the negative prompt, and guidance in a part of the steps.",
+)
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("start_here", "Start here", "What happens between a sentence and a picture?", _START_HERE),
     ("autoencoder", "Autoencoder", "How small can a picture get?", None),
@@ -80,7 +88,7 @@ _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("unet_denoiser", "U-Net denoiser", "How do you undo it?", None),
     ("sampling", "Sampling", "How do you draw from nothing, and how fast?", None),
     ("cross_attention", "Cross-attention", "How does a word reach a pixel?", None),
-    ("guidance", "Guidance", "How do you make it listen?", None),
+    ("guidance", "Guidance", "How do you make it listen?", _GUIDANCE),
     ("prompt_editing", "Prompt editing", "How do you change one word and keep the picture?", None),
     ("other_conditions", "Other conditions", "What else can steer it?", None),
     ("measuring", "Measuring", "Is it any good?", None),

@@ -31,11 +31,18 @@ class Symbol:
 
 
 NOTATION = {
+    "q_picture": Symbol("Q", "q", "what each position asks: a linear map of the feature map, $n \\times d$"),
+    "k_words": Symbol("K", "k", "what each token answers to: a linear map of the context, $m \\times d$"),
+    "v_words": Symbol("V", "v", "what each token hands over: another linear map of the context"),
+    "probs": Symbol("A", "probs", "the attention map, $n \\times m$; every row sums to 1"),
     "c": Symbol("c", "context", "one vector per token of the sentence"),
     "latents": Symbol("x_t", "latents", "noisy latents at time step $t$"),
     "t": Symbol("t", "t", "how noisy: 0 is clean, 999 is noise"),
     "eps_hat": Symbol(r"\epsilon_\theta(x_t, t, c)", "eps_hat", "the noise that the U-Net sees in them"),
     "x0_hat": Symbol(r"\hat{x}_0", "x0_hat", "the clean latents that this noise implies"),
+    "scale": Symbol("s", "scale", "the guidance scale; 1 is plain sampling"),
+    "eps_uncond": Symbol(r"\epsilon_u", "eps_uncond", "the noise seen with the empty sentence"),
+    "eps_cond": Symbol(r"\epsilon_c", "eps_cond", "the noise seen with the sentence"),
     "qkv": Symbol("Q, K, V", "q, k, v", "three linear maps of the normalised `x`"),
     "d": Symbol("d", "q.shape[-1]", "width of one head"),
     "mask": Symbol("M", "mask", r"0 where looking is allowed, $-\infty$ elsewhere"),
@@ -47,6 +54,11 @@ NOTATION = {
     "alpha_bar": Symbol(
         r"\bar\alpha_t", "alpha_bar[t]", "what is left of the picture's variance; you meet it in step 3"
     ),
+    "a_prev": Symbol(r"\bar\alpha_{t'}", "a_prev", "the same at the next, cleaner time of the grid"),
+    "eta": Symbol(r"\eta", "eta", "share of fresh noise: 0 none, 1 as much as DDPM"),
+    "log_snr": Symbol(r"\lambda_t", "log_snr(t)", r"$\log(\alpha_t / \sigma_t)$, half the logarithm of the SNR"),
+    "h": Symbol("h", "h", r"the length of a step in log-SNR, $\lambda_{t'} - \lambda_t$"),
+    "D": Symbol("D", "aim", "the clean latents that a step of 2M aims at"),
 }
 GLOSSARY = (
     Term("Latents", "the small grid that stands for a picture", "start_here"),
@@ -69,6 +81,26 @@ GLOSSARY = (
     Term("Decibel", "ten times the logarithm of a ratio", "forward_noising"),
     Term("Posterior", "what is known of $x_{t-1}$ once $x_t$ and $x_0$ are given", "forward_noising"),
     Term("Terminal SNR", "the SNR at the last step", "forward_noising"),
+    Term("Sampler", "the rule that goes from one noise level to a lower one", "sampling"),
+    Term("Step grid", "the time steps that a run visits", "sampling"),
+    Term("Eta", "how much fresh noise DDIM adds: 0 none, 1 as much as DDPM", "sampling"),
+    Term("Log-SNR", r"$\lambda = \log(\alpha / \sigma)$, the clock of DPM-Solver++", "sampling"),
+    Term("Order", "by which power of the number of steps the error falls", "sampling"),
+    Term("Inversion", "running a deterministic sampler backwards, from picture to noise", "sampling"),
+    Term("Strength", "the share of the steps that run when a picture is redrawn", "sampling"),
+    Term("Attention map", "one row per position, one column per token, rows that sum to 1", "cross_attention"),
+    Term("Query, key, value", "what a position asks, what a token answers to, what it hands over", "cross_attention"),
+    Term("Head", "one of several attentions side by side, each on its own channels", "cross_attention"),
+    Term("Cross-attention", "queries from the picture, keys and values from the sentence", "cross_attention"),
+    Term("Tap", "a function that sees or edits attention maps on their way", "cross_attention"),
+    Term("AUC", "how often a pixel inside has more than one outside", "cross_attention"),
+    Term("Pointing accuracy", "how often the largest value lies on the object", "cross_attention"),
+    Term("Condition dropout", "training with the empty sentence now and then", "guidance"),
+    Term("Classifier-free guidance", "going from the empty sentence's answer past the sentence's", "guidance"),
+    Term("Guidance scale", "how many times that way is gone; 1 is plain sampling", "guidance"),
+    Term("Negative prompt", "a text in the place of the empty sentence, to move away from", "guidance"),
+    Term("Fidelity and diversity", "how good each picture is, and how different they are", "guidance"),
+    Term("Guidance interval", "the steps in which guidance is switched on", "guidance"),
 )
 _PLACE = re.compile(r"^\{\{(?P<what>\w*)(?P<names>[^}]*)\}\}$", re.MULTILINE)
 
