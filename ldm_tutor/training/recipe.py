@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 STAGES = ("perceptual", "judge", "autoencoder", "clip", "denoiser")
 SHARES = {"perceptual": 0.012, "judge": 0.028, "autoencoder": 0.25, "clip": 0.06, "denoiser": 0.65}  # of the minutes
+TWO_OBJECTS = 2.5  # the denoiser takes a scene of two objects this many times as often: they have more to tell apart
 OUTPUTS = {
     "perceptual": "perceptual.safetensors",
     "judge": "judge.safetensors",
@@ -149,7 +150,13 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
         device=device,
         dtype=dtype,
         schedule=options.model.schedule,
+        picture_weights=_picture_weights(options),
     )
+
+
+def _picture_weights(options: TrainingOptions) -> torch.Tensor:
+    scenes_drawn = (sample_scene(i, "train", options.seed) for i in range(options.num_scenes))
+    return torch.tensor([1.0 if len(scene.objects) == 1 else TWO_OBJECTS for scene in scenes_drawn])
 
 
 def _moments(

@@ -41,6 +41,7 @@ class DenoiserStage:
     `moments`: float16 (n, 2 c, h, w) of `cache_moments`; `tokens`: (n, variants, context_length), several sentences
     per picture, of which each step takes one; `empty`: the empty sentence, (1, context_length).
     `balance_steps`: train with `step_weight`; the log shows the plain noise loss all the same.
+    `picture_weights`: (n,), how often each picture is taken, relative to the others; all alike without it.
     """
 
     name = "denoiser"
@@ -61,10 +62,12 @@ class DenoiserStage:
         peak_lr: float = 1e-3,
         drop_share: float = 0.1,
         balance_steps: bool = True,
+        picture_weights: Tensor | None = None,
     ) -> None:
         self.config, self.batch_size, self.device, self.dtype = config, batch_size, device, dtype
         self.moments, self.scale_factor, self.drop_share = moments, scale_factor, drop_share
         self.tokens, self.empty = tokens, empty
+        self.picture_weights = torch.ones(len(moments)) if picture_weights is None else picture_weights
         self.schedule = NoiseSchedule(schedule)
         weights = step_weight(self.schedule.alpha_bar) if balance_steps else self.schedule.alpha_bar**0
         self.weights = weights.float()
@@ -84,7 +87,7 @@ class DenoiserStage:
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
         b = self.batch_size
-        chosen = torch.randint(len(self.moments), (b,), generator=generator)
+        chosen = torch.multinomial(self.picture_weights, b, replacement=True, generator=generator)
         x0 = self.scale_factor * DiagonalGaussian(self.moments[chosen].float()).sample(generator)
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.randint(self.schedule.num_steps, (b,), generator=generator)
