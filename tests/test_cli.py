@@ -273,7 +273,7 @@ SETTINGS = [
     (["--scale", 0], ("--scale", "0", "1 to 16")),
     (["--seed", -1], ("--seed", "-1", "0 to 4294967295")),
     (["--seed", 2**32 - 1, "--num", 2], ("--seed", "4294967295")),
-    (["--sampler", "euler"], ("--sampler", "euler", "dpm++")),
+    (["--sampler", "pndm"], ("--sampler", "pndm", "dpm++")),
 ]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ldm_tutor import presets
+from ldm_tutor.attention_maps.record import Recorder
 from ldm_tutor.config import (
     AutoencoderConfig,
     BertEncoderConfig,
@@ -14,7 +15,7 @@ from ldm_tutor.config import (
     VQAutoencoderConfig,
     sd_v1,
 )
-from ldm_tutor.errors import ConfigError
+from ldm_tutor.errors import AttentionTapError, ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.bert_encoder import BertEncoder
 from ldm_tutor.models.class_encoder import ClassEncoder
@@ -167,6 +168,28 @@ def test_stable_diffusion_has_32_attention_sites():
             assert sum(site.kind == kind and site.stage == stage for site in sites) == num
     assert len({site.name for site in sites}) == 32
     assert {site.num_heads for site in sites} == {8}
+
+
+def test_the_memory_of_all_maps_is_known_before_it_is_spent():
+    unet = build(sd_v1().unet)
+    tokens = {level: (64 >> level) ** 2 for level in range(4)}
+    layers = {0: 5, 1: 5, 2: 5, 3: 1}  # pairs of self- and cross-attention: down 2, up 3 per level, and the middle
+    maps = {
+        "self": sum(num * tokens[level] ** 2 for level, num in layers.items()),
+        "cross": sum(num * tokens[level] * 77 for level, num in layers.items()),
+    }
+    maps["all"] = maps["self"] + maps["cross"]
+    for where, numbers in maps.items():
+        for heads, factor in (("mean", 1), ("all", 8)):
+            recorder = Recorder(heads=heads)
+            predicted = recorder.predicted_bytes(unet, 64, batch=2, num_steps=50, context_length=77, where=where)
+            assert predicted == numbers * factor * 2 * 50 * 2
+    with pytest.raises(AttentionTapError, match=rf"{predicted / 2**20:,.1f} MiB.*at most 1,024.0 MiB"):
+        recorder.require_room(predicted)
+    assert predicted > 100 * 2**30  # every head of every layer at every step: no laptop has that
+    assert recorder.num_bytes == 0
+    recorder = Recorder(tokens=(5,))
+    recorder.require_room(recorder.predicted_bytes(unet, 64, batch=2, num_steps=50, context_length=77))
 
 
 def test_a_plain_unet_has_sites_too():

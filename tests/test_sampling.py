@@ -486,7 +486,7 @@ def test_gradients_flow_and_inference_mode_works():
     [
         ({"num_steps": 0}, "num_steps"),
         ({"num_steps": 1001}, "1 to 1000"),
-        ({"sampler": "plms"}, "ddim"),
+        ({"sampler": "pndm"}, "ddim"),
         ({"eta": -0.1}, "eta"),
         ({"eta": float("nan")}, "eta"),
         ({"eta": 0.5}, "PictureNoise"),

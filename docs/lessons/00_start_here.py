@@ -541,8 +541,7 @@ print("every stage ends lower than it began:", all(last < first for first, last 
 
 # %% [markdown]
 # Why this order? The U-Net works on latents, so the autoencoder must be finished, or the ground would move under its
-# feet. And it reads contexts, so the text encoder should already know what words mean; lesson 07 measures what
-# happens when it does not.
+# feet. And it reads contexts, so the text encoder should already know what words mean.
 #
 # ## The scene studio
 #

@@ -280,9 +280,8 @@ for k in (0, 4, 6):
 # %% [markdown]
 # At $s = 1$ they agree. (All but: the mean is a little low, since the walk starts from pure noise and the last step of
 # the schedule is not quite that, see lesson 04.) Beyond it they do not: the samples go further out and are narrower
-# than
-# $p(x)\,p(c \mid x)^s$, the more so the larger $s$ is. Many texts say that guidance samples from that
-# density. It does not.
+# than $p(x)\,p(c \mid x)^s$, the more so the larger $s$ is. Many texts say that guidance samples from that density.
+# It does not.
 #
 # Why? The formula is applied at every noise level to the *noised* densities: $p_t(x)\,p_t(c \mid x)^s$. To draw from
 # the sharpened density you would have to sharpen first and noise afterwards. The two are not the same, and the walk

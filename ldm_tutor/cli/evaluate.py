@@ -26,11 +26,12 @@ from ldm_tutor.cli.options import (
 )
 
 EXAMPLE = "Example: ldm-tutor evaluate pictures --num 512 --json result.json"
-NUMS = {"pictures": 256, "autoencoder": 512, "clip": 4096, "judge": 2000}  # scenes, unless --num says otherwise
-FEWEST = {"pictures": 2, "autoencoder": 1, "clip": 512, "judge": 1}
+# Scenes, unless --num says otherwise.
+NUMS = {"pictures": 256, "autoencoder": 512, "clip": 4096, "judge": 2000, "grounding": 500}
+FEWEST = {"pictures": 2, "autoencoder": 1, "clip": 512, "judge": 1, "grounding": 16}
 BATCH = 64  # pictures drawn at once
 
-TargetName = Literal["pictures", "autoencoder", "clip", "judge"]
+TargetName = Literal["pictures", "autoencoder", "clip", "judge", "grounding"]
 
 
 def evaluate(
@@ -71,6 +72,8 @@ def evaluate(
         report = evaluation.evaluate_judge(evaluation.load_judge(folder, place), **settings)
     elif target == "clip":
         report = evaluation.evaluate_clip(load_pipeline(folder, place), **settings)
+    elif target == "grounding":
+        report = evaluation.evaluate_grounding(load_pipeline(folder, place), wrap=_bar(num), **settings)
     elif target == "autoencoder":
         judge = evaluation.load_judge(folder, place)
         report = evaluation.evaluate_autoencoder(load_pipeline(folder, place), judge, **settings)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_tutor.cli import data, doctor, draw, evaluate, models, train
+from ldm_tutor.cli import data, doctor, draw, evaluate, export, models, train
 from ldm_tutor.cli.options import PROGRAM, version
 from ldm_tutor.errors import TutorError
 
@@ -45,6 +45,7 @@ app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command(epilog=draw.EXAMPLE)(draw.draw)
 app.command(epilog=train.EXAMPLE)(train.train)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=models.EXAMPLE)(models.models)
 app.add_typer(data.app, name="data")
 

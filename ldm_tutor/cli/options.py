@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PROGRAM = "ldm-tutor"
 MAX_SEED = 2**32 - 1  # one 32-bit word per picture: see sampling/noise.py
 
-SamplerName = Literal["dpm++", "ddim", "ddpm"]
+SamplerName = Literal["dpm++", "ddim", "ddpm", "plms", "euler", "euler-a"]
 
 
 def whole(option: str, low: int, high: int, text: str) -> Any:

@@ -1,5 +1,7 @@
 """From a lesson's source to its notebook: `python -m ldm_tutor.lessons.build 00`, with `--check` only compared.
 
+With `--refresh` nothing is run: the text and the course map are made anew where the code has not changed.
+
 A source is a jupytext percent script, `docs/lessons/NN_slug.py`; tags stand in the cell markers. The notebook is
 `notebooks/NN_slug.ipynb`, run from top to bottom and tidied, so that a second build gives the same bytes.
 Needs the `test` extra (jupytext, nbformat, nbclient).
@@ -24,6 +26,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from ldm_tutor.errors import ConfigError, TutorError
+from ldm_tutor.lessons.course import course_map_data
 from ldm_tutor.lessons.progress import VARIABLE
 from ldm_tutor.lessons.terms import expand
 
@@ -125,12 +128,34 @@ def build(source: Path, target: Path) -> float:
     execute(notebook, target.parent)
     seconds = time.perf_counter() - start
     tidy(notebook)
+    _write(notebook, target)
+    return seconds
+
+
+def refresh(source: Path, target: Path) -> None:
+    """Give a notebook its source's text and today's course map without running it.
+
+    TutorError where a code cell has changed: only a run can say what that prints.
+    """
+    fresh = read_source(source)
+    stored = nbformat.read(target, as_version=4) if target.is_file() else nbformat.v4.new_notebook()
+    codes = [[cell for cell in each.cells if cell.cell_type == "code"] for each in (fresh, stored)]
+    if [cell.source for cell in codes[0]] != [cell.source for cell in codes[1]]:
+        raise TutorError(f"build: the code of {target.name} is not its source's", fix="build it without --refresh")
+    for ours, theirs in zip(*codes, strict=True):
+        ours.outputs, ours.execution_count = theirs.outputs, theirs.execution_count
+        for output in ours.outputs:
+            if output.get("data", {}).get("text/plain", "").startswith("[course map] "):
+                output["data"] = course_map_data(source.stem)
+    _write(fresh, target)
+
+
+def _write(notebook: NotebookNode, target: Path) -> None:
     nbformat.validate(notebook)
     text = nbformat.writes(notebook)
     temporary = target.with_suffix(".tmp")
     temporary.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8", newline="\n")
     temporary.replace(target)
-    return seconds
 
 
 def differences(source: Path, target: Path) -> list[str]:
@@ -155,16 +180,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the lessons' notebooks from their sources.")
     parser.add_argument("lessons", nargs="*", help="numbers or names, such as 00 or start_here; without one, all")
     parser.add_argument("--check", action="store_true", help="only compare each notebook's cells with its source")
+    parser.add_argument("--refresh", action="store_true", help="run nothing: only text and course map anew")
     parser.add_argument("--sources", type=Path, default=SOURCES, help="folder of the sources")
     parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="folder of the notebooks")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     problems: list[str] = []
+    os.environ[VARIABLE] = "off"  # no one's progress belongs on a stored map
     try:
         for source in find_sources(options.lessons, options.sources):
             target = target_of(source, options.notebooks)
             if options.check:
                 problems += differences(source, target)
+                continue
+            if options.refresh:
+                refresh(source, target)
                 continue
             seconds = build(source, target)
             _log.info("%s: %.1f s, %d kB", target.name, seconds, target.stat().st_size // 1000)

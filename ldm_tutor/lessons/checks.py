@@ -10,10 +10,14 @@ from ldm_tutor.lessons.exercises import Exercise, Hints, Solution, Verdict
 from ldm_tutor.lessons.lesson_00 import EXERCISES as LESSON_00
 from ldm_tutor.lessons.lesson_03 import EXERCISES as LESSON_03
 from ldm_tutor.lessons.lesson_04 import EXERCISES as LESSON_04
+from ldm_tutor.lessons.lesson_06 import EXERCISES as LESSON_06
+from ldm_tutor.lessons.lesson_07 import EXERCISES as LESSON_07
 from ldm_tutor.lessons.lesson_08 import EXERCISES as LESSON_08
 from ldm_tutor.lessons.progress import record_pass
 
-EXERCISES: dict[str, Exercise] = {each.address: each for each in (*LESSON_00, *LESSON_03, *LESSON_04, *LESSON_08)}
+EXERCISES: dict[str, Exercise] = {
+    each.address: each for each in (*LESSON_00, *LESSON_03, *LESSON_04, *LESSON_06, *LESSON_07, *LESSON_08)
+}
 
 
 class ExerciseCheck:

@@ -79,6 +79,22 @@ _GUIDANCE = Facts(
     memory_mb=1300,
     builds="Condition dropout, guidance in one batched call, the negative prompt, and guidance in a part of the steps.",
 )
+_SAMPLING = Facts(
+    goal="Write DDPM, DDIM and DPM-Solver++, prove how fast each gets better, and measure what a step buys.",
+    needs="Lessons 00 and 04; the exponential and the logarithm. Lesson 05 helps and is not required.",
+    minutes_to_read=60,
+    seconds_to_run=70,
+    memory_mb=1100,
+    builds="Three samplers, their common loop, an exact solution to test them on, DDIM inversion, picture to picture.",
+)
+_CROSS_ATTENTION = Facts(
+    goal="Write attention from loops to heads, and measure whether a word looks at its object, beside controls.",
+    needs="Lessons 00 and 04; lesson 03 for the text tower. Softmax and matrix products.",
+    minutes_to_read=55,
+    seconds_to_run=90,
+    memory_mb=1000,
+    builds="Cross-attention, its heads, the transformer block, and the instruments that record and edit its maps.",
+)
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("start_here", "Start here", "What happens between a sentence and a picture?", _START_HERE),
     ("autoencoder", "Autoencoder", "How small can a picture get?", None),
@@ -86,8 +102,8 @@ _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("clip", "CLIP", "How do words and pictures meet?", _CLIP),
     ("forward_noising", "Forward noising", "How do you destroy a picture gently?", _FORWARD_NOISING),
     ("unet_denoiser", "U-Net denoiser", "How do you undo it?", None),
-    ("sampling", "Sampling", "How do you draw from nothing, and how fast?", None),
-    ("cross_attention", "Cross-attention", "How does a word reach a pixel?", None),
+    ("sampling", "Sampling", "How do you draw from nothing, and how fast?", _SAMPLING),
+    ("cross_attention", "Cross-attention", "How does a word reach a pixel?", _CROSS_ATTENTION),
     ("guidance", "Guidance", "How do you make it listen?", _GUIDANCE),
     ("prompt_editing", "Prompt editing", "How do you change one word and keep the picture?", None),
     ("other_conditions", "Other conditions", "What else can steer it?", None),
@@ -155,13 +171,18 @@ def course_map(current: int | str) -> None:
     The picture stands on a light ground of its own, so that it reads on a light and on a dark page; under it a list
     in words says the same. A stop is ticked when all its exercises are in the progress file.
     """
+    display(course_map_data(current), raw=True)
+
+
+def course_map_data(current: int | str) -> dict[str, str]:
+    """Return what `course_map` shows, by media type."""
     here = find_lesson(current)
     alt = f"Course map: {len(LESSONS)} stops in a row; you are at stop {here.number:02d}, {here.title}."
     data = base64.b64encode(map_svg(here).encode()).decode()
     picture = f'<img alt="{html.escape(alt, quote=True)}" src="data:image/svg+xml;base64,{data}">'
     rows = "".join(f"<li value='{each.number}'>{_row(each, here)}</li>" for each in LESSONS)
     stops = f"<details><summary>All stops, in words</summary><ol>{rows}</ol></details>"
-    display({"text/plain": f"[course map] {alt}", "text/html": picture + stops}, raw=True)
+    return {"text/plain": f"[course map] {alt}", "text/html": picture + stops}
 
 
 def map_svg(here: Lesson) -> str:

@@ -54,7 +54,7 @@ NOTATION = {
     "alpha_bar": Symbol(
         r"\bar\alpha_t", "alpha_bar[t]", "what is left of the picture's variance; you meet it in step 3"
     ),
-    "a_prev": Symbol(r"\bar\alpha_{t'}", "a_prev", "the same at the next, cleaner time of the grid"),
+    "a_prev": Symbol(r"\bar\alpha_{t'}", "a_prev", "what is left of the picture's variance at the next, cleaner time"),
     "eta": Symbol(r"\eta", "eta", "share of fresh noise: 0 none, 1 as much as DDPM"),
     "log_snr": Symbol(r"\lambda_t", "log_snr(t)", r"$\log(\alpha_t / \sigma_t)$, half the logarithm of the SNR"),
     "h": Symbol("h", "h", r"the length of a step in log-SNR, $\lambda_{t'} - \lambda_t$"),

@@ -9,11 +9,22 @@ import torch
 
 from ldm_tutor.errors import ConfigError, ShapeError
 from ldm_tutor.sampling.noise import PictureNoise
-from ldm_tutor.sampling.steps import StepResult, ddim_step, ddpm_step, dpmpp_2m_step, timestep_grid
+from ldm_tutor.sampling.steps import (
+    PLMS_MEMORY,
+    StepResult,
+    ddim_step,
+    ddpm_step,
+    dpmpp_2m_step,
+    euler_ancestral_step,
+    euler_step,
+    plms_step,
+    timestep_grid,
+)
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Latents, Tensor
 
-SAMPLERS = ("ddim", "ddpm", "dpm++")
+SAMPLERS = ("ddim", "ddpm", "dpm++", "plms", "euler", "euler-a")
+_NOISY = ("ddpm", "euler-a")  # they add noise at every step
 
 Denoiser = Callable[[Latents, int, int], Latents]  # (latents, time step, running step) -> the noise it sees
 
@@ -23,7 +34,8 @@ class SampleState:
     """Where a run stands after one step; handed back to `sample`, the run goes on from here bit for bit.
 
     `step` counts from 0 to num_steps - 1; `t` is the time step that the model saw, `t_next` the one that `latents`
-    (the next x) stand at, None at the end. `x0_hat` and `eps` are this step's clean latents and noise.
+    (the next x) stand at, None at the end. `x0_hat` and `eps` are this step's clean latents and noise; `eps_before` the
+    noise of up to three steps before, the newest first, where the sampler is `plms`.
     """
 
     step: int
@@ -33,6 +45,7 @@ class SampleState:
     latents: Latents
     x0_hat: Latents
     eps: Latents
+    eps_before: tuple[Latents, ...] = ()
 
 
 def sample(
@@ -52,11 +65,12 @@ def sample(
     """Walk from noisy latents (b, c, h, w) to clean ones, yielding a SampleState after every step.
 
     `latents`: pure noise, or with `start_at` latents noised to time step grid[start_at] (picture to picture), or the
-    state of an earlier run, which then goes on behind that state. `noise`: one seed per picture, needed by `ddpm` and
-    by `ddim` with eta > 0. `spacing`: see `timestep_grid`. `edit` may replace the latents
-    after each step (local blend, inpainting): it gets the state and returns the latents that the run goes on with.
-    Gradients flow unless the caller switches them off. Raises ConfigError at once for a bad setting, and at the step
-    where latents stop being finite; ShapeError where shapes do not fit.
+    state of an earlier run, which then goes on behind that state. `noise`: one seed per picture, needed by `ddpm`,
+    `euler-a` and by `ddim` with eta > 0. `plms` asks the model twice at the first step of a run. `spacing`: see
+    `timestep_grid`. `edit` may replace the latents after each step (local blend, inpainting): it gets the state and
+    returns the latents that the run goes on with. Gradients flow unless the caller switches them off. Raises
+    ConfigError at once for a bad setting, and at the step where latents stop being finite; ShapeError where shapes do
+    not fit.
     """
     _check_settings(sampler, eta, noise)
     grid = timestep_grid(schedule, num_steps, spacing)
@@ -80,13 +94,33 @@ def sample(
         )
     _check_finite(latents, "sample: the latents to start from")
 
+    def answer(x: Latents, t: int, step: int) -> Latents:
+        eps = denoiser(x, t, step)
+        if eps.shape != x.shape:
+            raise ShapeError(
+                f"sample: the denoiser's answer at step {step} (t={t})",
+                given=tuple(eps.shape),
+                expected=f"the latents' shape {tuple(x.shape)}",
+            )
+        return eps
+
     def one_step(x: Latents, eps: Latents, step: int, before: SampleState | None) -> StepResult:
         t, t_prev = grid[step], next_of(step)
         if sampler == "dpm++":
             if before is None:
                 return dpmpp_2m_step(x, eps, t, t_prev, schedule)
             return dpmpp_2m_step(x, eps, t, t_prev, schedule, before.t, before.x0_hat)
-        draw = noise.at(step, x.shape[1:]).to(x) if noise is not None and (sampler == "ddpm" or eta) else None
+        if sampler == "euler":
+            return euler_step(x, eps, t, t_prev, schedule)
+        if sampler == "plms":
+            if before is None and t_prev is not None:  # no answers yet: the mean of this one and of one at the far side
+                there = ddim_step(x, eps, t, t_prev, schedule).x_prev
+                eps = (eps + answer(there, t_prev, step)) / 2
+            old = () if before is None else _answers(before)
+            return plms_step(x, eps, t, t_prev, schedule, old, final_alpha_one=final_alpha_one)
+        draw = noise.at(step, x.shape[1:]).to(x) if noise is not None and (sampler in _NOISY or eta) else None
+        if sampler == "euler-a":
+            return euler_ancestral_step(x, eps, t, t_prev, schedule, draw)
         if sampler == "ddpm":
             return ddpm_step(x, eps, t, t_prev, schedule, draw)
         return ddim_step(x, eps, t, t_prev, schedule, eta, draw, final_alpha_one=final_alpha_one)
@@ -97,15 +131,10 @@ def sample(
     def run(x: Latents, before: SampleState | None) -> Iterator[SampleState]:
         for step in range(start_at, num_steps):
             t = grid[step]
-            eps = denoiser(x, t, step)
-            if eps.shape != x.shape:
-                raise ShapeError(
-                    f"sample: the denoiser's answer at step {step} (t={t})",
-                    given=tuple(eps.shape),
-                    expected=f"the latents' shape {tuple(x.shape)}",
-                )
+            eps = answer(x, t, step)
             result = one_step(x, eps, step, before)
-            state = SampleState(step, num_steps, t, next_of(step), result.x_prev, result.x0_hat, eps)
+            old = _answers(before) if sampler == "plms" and before is not None else ()
+            state = SampleState(step, num_steps, t, next_of(step), result.x_prev, result.x0_hat, eps, old)
             if edit is not None:
                 state = replace(state, latents=edit(state))
             _check_finite(state.latents, f"sample: the latents after step {step} (t={t})")
@@ -115,6 +144,11 @@ def sample(
     return run(latents, before)
 
 
+def _answers(before: SampleState) -> tuple[Latents, ...]:
+    """Return what the model said at the steps up to `before`, the newest first, as many as a step can use."""
+    return (before.eps, *before.eps_before)[:PLMS_MEMORY]
+
+
 def _check_settings(sampler: str, eta: float, noise: PictureNoise | None) -> None:
     if sampler not in SAMPLERS:
         raise ConfigError("sample: sampler", given=sampler, expected=f"one of {SAMPLERS}")
@@ -122,7 +156,7 @@ def _check_settings(sampler: str, eta: float, noise: PictureNoise | None) -> Non
         raise ConfigError("sample: eta", given=eta, expected="0 (no noise) to 1 (as much as DDPM)")
     if eta and sampler != "ddim":
         raise ConfigError(f"sample: eta belongs to the ddim sampler, not to {sampler}", given=eta, expected="0")
-    if noise is None and (sampler == "ddpm" or eta):
+    if noise is None and (sampler in _NOISY or eta):
         raise ConfigError(f"sample: {sampler} with eta={eta} adds noise", fix="pass noise=PictureNoise(seeds)")
 
 

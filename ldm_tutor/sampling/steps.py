@@ -10,6 +10,7 @@ latents that (x_t, eps) imply.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ldm_tutor.errors import ConfigError, ShapeError
@@ -17,6 +18,8 @@ from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Latents
 
 SPACINGS = ("leading", "trailing", "linspace")
+_ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+PLMS_MEMORY = len(_ADAMS_BASHFORTH) - 1  # how many earlier answers of the model `plms_step` can use
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,59 @@ def euler_step(x_t: Latents, eps: Latents, t: int, t_prev: int | None, schedule:
     s, s_prev = math.sqrt((1 - a) / a), math.sqrt((1 - a_prev) / a_prev)
     z_prev = x_t / math.sqrt(a) + (s_prev - s) * eps
     return StepResult(math.sqrt(a_prev) * z_prev, _x0_hat(x_t, eps, a))
+
+
+def euler_ancestral_step(
+    x_t: Latents, eps: Latents, t: int, t_prev: int | None, schedule: NoiseSchedule, noise: Latents | None = None
+) -> StepResult:
+    """Euler's step to s_down, below the wanted s_prev, then fresh noise up to it: s_prev^2 = s_down^2 + s_up^2.
+
+    s_up^2 = s_prev^2 (s^2 - s_prev^2) / s^2, which is the variance of `ddpm_step`: two names for one step. The end has
+    s = 0 and no noise. Raises ConfigError where t_prev is not below t, or noise is needed and missing.
+    """
+    place = "euler_ancestral_step"
+    a, a_prev = _alpha_bar(schedule, t, 1.0, place), _alpha_bar(schedule, t_prev, 1.0, place)
+    if a_prev <= a:
+        raise ConfigError(f"{place}: t_prev", given=(t, t_prev), expected="t_prev below t")
+    _check(x_t, place, eps, noise)
+    s, s_prev = math.sqrt((1 - a) / a), math.sqrt((1 - a_prev) / a_prev)
+    s_up = s_prev * math.sqrt(s**2 - s_prev**2) / s
+    s_down = math.sqrt(s_prev**2 - s_up**2)
+    z_prev = x_t / math.sqrt(a) + (s_down - s) * eps
+    if s_up > 0:
+        z_prev = z_prev + s_up * _need_noise(noise, place)
+    return StepResult(math.sqrt(a_prev) * z_prev, _x0_hat(x_t, eps, a))
+
+
+def plms_step(
+    x_t: Latents,
+    eps: Latents,
+    t: int,
+    t_prev: int | None,
+    schedule: NoiseSchedule,
+    eps_before: Sequence[Latents] = (),
+    *,
+    final_alpha_one: bool = False,
+) -> StepResult:
+    """Pseudo linear multistep, Liu et al. 2022 (arXiv 2202.09778), eq. 12: `ddim_step` along an extrapolated noise.
+
+    `eps_before`: what the model said at the steps before, the newest first, 0 to 3 of them; with n of them the weights
+    are Adams and Bashforth's of order n + 1. x0_hat belongs to the extrapolated noise. The end is that of `ddim_step`.
+    Raises ConfigError for more answers than three, and where t_prev is not below t.
+    """
+    if len(eps_before) > PLMS_MEMORY:
+        raise ConfigError("plms_step: eps_before", given=len(eps_before), expected=f"at most {PLMS_MEMORY} answers")
+    end = 1.0 if final_alpha_one else float(schedule.alpha_bar[0])
+    if not is_end(t_prev) and _alpha_bar(schedule, t_prev, end, "plms_step") <= _alpha_bar(
+        schedule, t, end, "plms_step"
+    ):
+        raise ConfigError("plms_step: t_prev", given=(t, t_prev), expected="t_prev below t")
+    _check(x_t, "plms_step", eps, *eps_before)
+    weights = _ADAMS_BASHFORTH[len(eps_before)]
+    mixed = weights[0] * eps
+    for weight, old in zip(weights[1:], eps_before, strict=True):
+        mixed = mixed + weight * old
+    return ddim_step(x_t, mixed, t, t_prev, schedule, final_alpha_one=final_alpha_one)
 
 
 def dpmpp_2m_step(

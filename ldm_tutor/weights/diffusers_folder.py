@@ -7,7 +7,7 @@ leading grid with an offset of one step, no clipping.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,12 +72,14 @@ def export_diffusers(
     schedule: ScheduleConfig,
     picture_size: int,
     dtype: torch.dtype | None = None,
+    wrap: Callable[[Iterable[Any]], Iterable[Any]] = tuple,
 ) -> Path:
     """Write the parts of one model as a folder that `StableDiffusionPipeline.from_pretrained` opens; return it.
 
     `picture_size`: side in pixels of what the pipeline draws by default. `dtype`: the type on disk, by default the
-    parts' own. The index is written last: without it the folder is not finished. Raises ConfigError for a U-Net that
-    diffusers' class cannot be, WeightsError for numbers that are not finite and for a disk that refuses.
+    parts' own; `wrap`: what the networks pass on their way, such as a progress bar. The index is
+    written last: without it the folder is not finished. Raises ConfigError for a U-Net that diffusers' class cannot be,
+    WeightsError for numbers that are not finite and for a disk that refuses.
     """
     root = Path(folder)
     if unet.config.context_dim is None:
@@ -87,11 +89,12 @@ def export_diffusers(
     text_arguments = foreign.text_arguments(text_encoder.config, start_id=tokenizer.start_id, end_id=tokenizer.end_id)
     scheduler = _SAMPLER | foreign.schedule_arguments(schedule)
     _remove(root / INDEX)
-    for name, model, arguments in (
+    networks = (
         ("unet", unet, unet_arguments),
         ("vae", autoencoder, vae_arguments),
         ("text_encoder", text_encoder, _TEXT_BUILT_IN | text_arguments),
-    ):
+    )
+    for name, model, arguments in wrap(networks):
         library, class_name = _CLASSES[name]
         if library == "diffusers":
             _write_json(root / name / _CONFIG, {"_class_name": class_name, **arguments})
