@@ -155,6 +155,21 @@ def test_building_twice_gives_the_same_bytes(source, tmp_path):
     assert build_module.differences(source, target) == []
 
 
+def test_refreshing_runs_nothing_and_refuses_changed_code(source, tmp_path):
+    target = tmp_path / "00_start_here.ipynb"
+    build_module.build(source, target)
+    before = nbformat.read(target, as_version=4)
+    source.write_text(source.read_text().replace("Some words.", "Other words."))
+    build_module.refresh(source, target)
+    after = nbformat.read(target, as_version=4)
+    assert after.cells[0].source == "# A title\n\nOther words."
+    assert after.cells[1:] == before.cells[1:]
+    source.write_text(source.read_text() + "\n# %%\nmore = 1\n")
+    with pytest.raises(TutorError, match="build it without --refresh"):
+        build_module.refresh(source, target)
+    assert nbformat.read(target, as_version=4).cells == after.cells
+
+
 def test_a_cell_that_fails_is_named_and_the_old_notebook_stays(source, tmp_path):
     target = tmp_path / "00_start_here.ipynb"
     target.write_text("old")

