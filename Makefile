@@ -30,7 +30,7 @@ TEST_READY := $(VENV)/.test-ready
 LISTS      := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := lab
-.PHONY: lab test test-fast setup lint types unit notebooks clean help
+.PHONY: lab test test-fast test-full setup lint types unit notebooks clean help
 .NOTPARALLEL:
 
 lab: $(LAB_READY) ## open the course in JupyterLab
@@ -41,6 +41,9 @@ test: lint types unit notebooks ## run everything that must pass
 
 test-fast: lint types ## what a small change needs, in under three minutes
 	$(BIN)/python -m pytest tests -m "not slow" -x
+
+test-full: $(TEST_READY) ## the models at full size against diffusers and transformers: some 20 minutes, 14 GB of memory
+	LDM_TUTOR_FULL_LOG=docs/parity_full_size.txt $(BIN)/python -m pytest tests -m full
 
 setup: $(LAB_READY) ## install into .venv and stop there
 

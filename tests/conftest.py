@@ -109,6 +109,16 @@ def pytest_configure(config):
         os.environ["MPLBACKEND"] = "Agg"  # no window; a notebook keeps its inline figures
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked `full`, unless `-m` asks for it: it takes minutes and gigabytes."""
+    if "full" in (config.getoption("markexpr", default="") or ""):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
 def pytest_unconfigure(config):
     profile = getattr(config, "kernel_profile", None)
     if profile is not None:
