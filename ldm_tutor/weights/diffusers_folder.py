@@ -23,8 +23,9 @@ from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.tokenizer import CONFIG_FILE, VOCAB_FILE, Tokenizer
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.weights import foreign
-from ldm_tutor.weights.files import assign_state, atomic_file, read_state, state_for_disk
+from ldm_tutor.weights.files import atomic_file, state_for_disk
 from ldm_tutor.weights.names import rename, rules_for
+from ldm_tutor.weights.tensors import INDEX_SUFFIX, Tensors, fill, open_tensors
 
 INDEX = "model_index.json"
 _CONFIG, _SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
@@ -115,8 +116,9 @@ def load_diffusers(
 ) -> DiffusersParts:
     """Read a folder that diffusers or `export_diffusers` wrote; models in evaluation mode, `dtype` None as on disk.
 
-    Weights are read from one `.safetensors` file per part. WeightsError names the file, and the setting or the tensor,
-    where one is missing, broken, of another architecture or of another size.
+    Weights are read from one `.safetensors` file per part, or from shards with their index, each tensor straight into
+    its place. WeightsError names the file, and the setting or the tensor, where one is missing, broken, of another
+    architecture or of another size.
     """
     root = Path(folder)
     index = _read_json(root / INDEX)
@@ -160,20 +162,21 @@ def _read_part(
 ) -> ModelType:
     """Build one model from the configuration beside its weights, and give it those weights, strictly."""
     config = _read_config(path.parent / _CONFIG, read)
-    if not path.exists():
+    if not path.exists() and not path.with_name(path.name + INDEX_SUFFIX).exists():
         raise WeightsError(
             f"{path}: no such file",
             given=sorted(each.name for each in path.parent.glob("*")),
-            expected="one .safetensors file (a .bin is a pickle and can run any program; shards are not read)",
+            expected=f"a .safetensors file, or shards and {path.name}{INDEX_SUFFIX} "
+            "(a .bin is a pickle and can run any program)",
         )
     with torch.device("meta"):
         empty = model(config)
-    tensors = read_state(path, device, dtype)
+    tensors, rules = open_tensors(path), rules_for(config)
     try:
-        state = rename(tensors, rules_for(config), "from_foreign")
+        places = rename(tensors.places, rules, "from_foreign")
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    assign_state(empty, state, str(path))
+        raise WeightsError(f"{tensors.where}: {error}") from error
+    fill(empty, Tensors(tensors.where, places), device, dtype, rules.to_foreign)
     return empty.eval()
 
 

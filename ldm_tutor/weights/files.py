@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -41,12 +41,12 @@ from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.models.vector_quantizer import VQAutoencoder
 from ldm_tutor.shapes import Tensor
+from ldm_tutor.weights.tensors import GET_AGAIN, check_shapes, fill, open_tensors, shapes_of
 
 FORMAT_VERSION = 1
 METADATA_KEY = "ldm_tutor"
 SUMS_FILE = "SHA256SUMS"
 _LEFTOVER_AGE = 3600.0  # seconds after which a temporary file of a killed process is removed
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and a bare pickle
 _SUMS_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
@@ -95,7 +95,8 @@ def save_model(
         extra["end_id"] = model.end_id
     where = f"{path}: not written"
     state = state_for_disk(model, dtype, where)
-    check_state(_build_empty(kind, config, extra, path), state, f"{where}, config and model differ")
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    check_shapes(shapes_of(_build_empty(kind, config, extra, path)), shapes, f"{where}, config and model differ")
     header = {"version": FORMAT_VERSION, "kind": kind, "config": config.to_dict(), "metadata": extra}
     try:
         text = json.dumps(header)
@@ -109,21 +110,21 @@ def save_model(
 def read_header(path: str | Path) -> dict[str, Any]:
     """Return version, kind, config and metadata of a weights file as plain values, without reading its tensors."""
     path = Path(path)
-    with _opened(path) as file:
-        text = (file.metadata() or {}).get(METADATA_KEY)
-        if text is None:
-            raise WeightsError(
-                f"{path}: a safetensors file of another program, without a configuration that we can read",
-                given=sorted(file.keys())[:3],
-                expected="a file written by ldm_tutor's save_model",
-                fix="ldm_tutor.weights.names renames weights of diffusers and transformers",
-            )
+    tensors = open_tensors(path)
+    text = tensors.metadata.get(METADATA_KEY)
+    if text is None:
+        raise WeightsError(
+            f"{path}: a safetensors file of another program, without a configuration that we can read",
+            given=sorted(tensors.places)[:3],
+            expected="a file written by ldm_tutor's save_model",
+            fix="ldm_tutor.weights.sources opens models of other programs; ldm_tutor.weights.names has their names",
+        )
     try:
         header = json.loads(text)
         version = header["version"]
         newer = version > FORMAT_VERSION
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: its configuration cannot be read ({error})", fix=_GET_AGAIN) from error
+        raise WeightsError(f"{path}: its configuration cannot be read ({error})", fix=GET_AGAIN) from error
     if newer:
         raise WeightsError(
             f"{path}: written by a newer ldm_tutor",
@@ -133,7 +134,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         )
     for name, kind in (("kind", str), ("config", dict), ("metadata", dict)):
         if not isinstance(header.get(name), kind):
-            raise WeightsError(f"{path}: its header has no {name}", given=header.get(name), fix=_GET_AGAIN)
+            raise WeightsError(f"{path}: its header has no {name}", given=header.get(name), fix=GET_AGAIN)
     return header
 
 
@@ -181,9 +182,9 @@ def load_model(
     try:
         config = KINDS[found].config.from_dict(header["config"])
     except (ConfigError, TypeError, ArithmeticError) as error:
-        raise WeightsError(f"{path}: its configuration does not fit this version ({error})", fix=_GET_AGAIN) from error
+        raise WeightsError(f"{path}: its configuration does not fit this version ({error})", fix=GET_AGAIN) from error
     model = _build_empty(found, config, header["metadata"], path)
-    assign_state(model, read_state(path, device, dtype), str(path))
+    fill(model, open_tensors(path), device, dtype)
     return model.eval()
 
 
@@ -193,38 +194,6 @@ def state_for_disk(model: nn.Module, dtype: torch.dtype | None, where: str) -> d
     WeightsError, which `where` begins, if a number is not finite, or too large for `dtype`.
     """
     return {name: _for_disk(value, dtype, f"{where}, {name}") for name, value in model.state_dict().items()}
-
-
-def read_state(path: str | Path, device: _Device = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return every tensor of a safetensors file, whoever wrote it; WeightsError for whatever else the file is."""
-    with _opened(Path(path)) as file:
-        return {name: _from_disk(file.get_tensor(name), device, dtype) for name in file.keys()}  # noqa: SIM118
-
-
-def assign_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Make `state` the parameters of a model built on the meta device; WeightsError if a name or a shape differs.
-
-    `where` begins the messages: the file. Numbers that are not finite are refused too.
-    """
-    check_state(model, state, where)
-    for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise WeightsError(f"{where}: {name} holds numbers that are not finite in {value.dtype}", fix=_GET_AGAIN)
-    model.load_state_dict(state, strict=True, assign=True)
-
-
-def check_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Compare names and shapes; WeightsError names the first that differs, and both shapes."""
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name, shape in wanted.items():
-        if name not in state:
-            raise WeightsError(f"{where}: {name} is missing", expected=f"shape {shape}", fix=_GET_AGAIN)
-        if tuple(state[name].shape) != shape:
-            given = tuple(state[name].shape)
-            raise WeightsError(f"{where}: {name} has another shape", given=given, expected=f"{shape}")
-    for name, value in state.items():
-        if name not in wanted:
-            raise WeightsError(f"{where}: {name} is in no such model", given=tuple(value.shape))
 
 
 @contextlib.contextmanager
@@ -263,7 +232,7 @@ def sha256_of(path: str | Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror})", fix=_GET_AGAIN) from error
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})", fix=GET_AGAIN) from error
 
 
 def write_sums(folder: str | Path) -> Path:
@@ -285,7 +254,7 @@ def check_sums(folder: str | Path) -> list[str]:
     try:
         lines = sums.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{sums}: cannot be read ({error})", fix=_GET_AGAIN) from error
+        raise WeightsError(f"{sums}: cannot be read ({error})", fix=GET_AGAIN) from error
     names, wrong = [], []
     for number, line in enumerate(lines, start=1):
         match = _SUMS_LINE.fullmatch(line)
@@ -298,15 +267,8 @@ def check_sums(folder: str | Path) -> list[str]:
         elif sha256_of(sums.parent / name) != digest:
             wrong.append(name)
     if wrong:
-        raise WeightsError(f"{sums.parent}: not as listed in {SUMS_FILE}", given=wrong, fix=_GET_AGAIN)
+        raise WeightsError(f"{sums.parent}: not as listed in {SUMS_FILE}", given=wrong, fix=GET_AGAIN)
     return names
-
-
-_GET_AGAIN = "the file may be damaged: get it again, or train again"
-_CONVERT = (
-    "to convert a file that you trust: state = torch.load(path, weights_only=True), then build the model, load the "
-    "state and call save_model"
-)
 
 
 def _kind(kind: str, where: str) -> _Kind:
@@ -320,7 +282,7 @@ def _build_empty(kind: str, config: Config, metadata: Mapping[str, Any], path: P
     arguments: dict[str, Any] = {}
     if kind == "clip":
         if not isinstance(metadata.get("end_id"), int):
-            raise WeightsError(f"{path}: a clip file without the tokenizer's end_id in its metadata", fix=_GET_AGAIN)
+            raise WeightsError(f"{path}: a clip file without the tokenizer's end_id in its metadata", fix=GET_AGAIN)
         arguments["end_id"] = metadata["end_id"]
     with torch.device("meta"):
         return KINDS[kind].model(config, **arguments)
@@ -337,31 +299,6 @@ def _for_disk(value: Tensor, dtype: torch.dtype | None, where: str) -> Tensor:
     if not stored.isfinite().all():
         raise WeightsError(f"{where} holds a number too large for {dtype}", given=value.abs().max().item())
     return stored
-
-
-def _from_disk(value: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
-    return value.to(device, dtype if value.is_floating_point() else None, copy=True)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; whatever else it is becomes a WeightsError that says so."""
-    if path.is_dir():
-        raise WeightsError(f"{path}: a folder", expected="a .safetensors file in it")
-    if not path.exists():
-        raise WeightsError(f"{path}: no such file", fix="check the path, or train the model first")
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            yield tensors
-    except SafetensorError as error:
-        with open(path, "rb") as file:
-            is_pickle = file.read(4).startswith(_PICKLE_STARTS)
-        if is_pickle:
-            problem = f"{path}: a pickle (.ckpt, .pt), not opened because it can run any program"
-            raise WeightsError(problem, fix=_CONVERT) from error
-        raise WeightsError(f"{path}: cut off, or no safetensors file ({error})", fix=_GET_AGAIN) from error
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error})") from error
 
 
 def _remove_leftovers(path: Path) -> None:
