@@ -10,7 +10,7 @@ from tiny import make_pipeline
 
 from ldm_tutor.data.scenes.world import Scene, SceneObject
 from ldm_tutor.errors import AttentionTapError, ConfigError, PromptError, ShapeError
-from ldm_tutor.widgets import attention as module
+from ldm_tutor.widgets import names
 from ldm_tutor.widgets.attention import (
     END,
     MEAN,
@@ -143,11 +143,11 @@ def test_keyboard_and_labels(explorer):
 
 
 def test_it_answers_within_a_tenth_of_a_second(explorer):
-    spent = []
+    spent = []  # of this process alone: others may be busy
     for step in (0, 1, 2, 0, 1, 2):
-        start = time.perf_counter()
+        start = time.process_time()
         choose(explorer, step=step)
-        spent.append(time.perf_counter() - start)
+        spent.append(time.process_time() - start)
     assert min(spent) < 0.1
 
 
@@ -164,12 +164,13 @@ def test_layers_with_fewer_heads(known):
 
 def test_it_shows_itself_with_words_and_a_picture(monkeypatch, pipe):
     shown = []
-    monkeypatch.setattr(module, "display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr(names, "display", lambda bundle, raw: shown.append(bundle))
     attention_explorer(pipe, SENTENCE, 1, num_steps=2, word="cat")
     attention_explorer(pipe, scene=SCENE, num_steps=2)
-    for bundle in shown:
-        assert bundle["text/plain"].startswith("[figure] Attention explorer: a picture of '")
-        assert "looks for 'cat'" in bundle["text/plain"] and "application/vnd.jupyter.widget-view+json" in bundle
+    assert len(shown) == 4 and all(set(view) == {names.WIDGET_VIEW} for view in shown[1::2])
+    for still in shown[::2]:
+        assert still["text/plain"].startswith("[figure] Attention explorer: a picture of '")
+        assert "looks for 'cat'" in still["text/plain"] and "Run the cell" in still["text/html"]
     with pytest.raises(ConfigError, match="a sentence, or a scene"):
         attention_explorer(pipe)
     with pytest.raises(PromptError):

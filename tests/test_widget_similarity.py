@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm_tutor.errors import ConfigError, ShapeError
-from ldm_tutor.widgets import similarity as module
+from ldm_tutor.widgets import names
 from ldm_tutor.widgets.live import LiveFigure, make_control
 from ldm_tutor.widgets.similarity import SimilarityExplorer, similarity_explorer
 
@@ -41,11 +41,11 @@ def test_one_pair_is_enough():
 
 def test_it_shows_itself_with_words_and_a_picture(monkeypatch):
     shown = []
-    monkeypatch.setattr(module, "display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr(names, "display", lambda bundle, raw: shown.append(bundle))
     similarity_explorer(torch.zeros(4, 3, 64, 64), SENTENCES, COSINES, alt="a matrix", start=3)
-    (bundle,) = shown
-    assert bundle["text/plain"] == "[figure] a matrix" and 'alt="a matrix"' in bundle["text/html"]
-    assert "application/vnd.jupyter.widget-view+json" in bundle
+    still, view = shown
+    assert still["text/plain"] == "[figure] a matrix" and 'alt="a matrix"' in still["text/html"]
+    assert set(view) == {names.WIDGET_VIEW}
 
 
 @pytest.mark.parametrize("start", [-1, 4, "0", 1.5])

@@ -1,6 +1,7 @@
 """Figures and controls without a browser: what they show, what they say, and what they do with bad input."""
 
 import base64
+import gc
 import io
 import re
 
@@ -9,15 +10,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from ipywidgets.widgets.widget import _instances as instances
 from PIL import Image
 from tiny import make_pipeline
 
 from ldm_tutor.data.scenes.words import parse
 from ldm_tutor.errors import ConfigError, ShapeError
 from ldm_tutor.plots import figures
-from ldm_tutor.widgets import live as live_module
-from ldm_tutor.widgets import studio as studio_module
+from ldm_tutor.widgets import names as names_module
+from ldm_tutor.widgets.attention import AttentionExplorer, record_drawing
 from ldm_tutor.widgets.live import LiveFigure, frames, live, make_control
+from ldm_tutor.widgets.similarity import SimilarityExplorer
 from ldm_tutor.widgets.studio import SENTENCE, SceneStudio, scene_studio, word_notes
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -32,7 +35,7 @@ def shown(monkeypatch):
         assert raw
         bundles.append(bundle)
 
-    for module in (figures, live_module, studio_module):
+    for module in (figures, names_module):
         monkeypatch.setattr(module, "display", keep)
     return bundles
 
@@ -162,9 +165,9 @@ def grey(level, **others):
 def test_live_redraws_and_says_it(shown):
     slider = make_control("level", (0, 255, 10))
     live(grey, "a grey square", caption=lambda level: f"level {level}", level=slider)
-    (bundle,) = shown
-    assert bundle["text/plain"] == "[figure] a grey square"
-    assert {"text/html", WIDGET_VIEW} <= set(bundle)
+    still, view = shown
+    assert still["text/plain"] == "[figure] a grey square" and set(still) == {"text/plain", "text/html"}
+    assert set(view) == {WIDGET_VIEW} and "Run the cell, and its controls appear here" in still["text/html"]
     figure = LiveFigure(grey, "a grey square", lambda level: f"level {level}", {"level": slider})
     slider.value = 99
     assert picture_of(figure.picture.value).max() == 99
@@ -339,11 +342,10 @@ def test_everything_has_a_name_and_an_explanation(studio):
 def test_the_studio_shows_itself_the_same_way_every_time(shown, pipe):
     assert scene_studio(pipe, "a red cat", seed=3) is None
     scene_studio(pipe, "a red cat", seed=3)
-    one, other = shown
+    one, view, other, _ = shown
+    assert set(view) == {WIDGET_VIEW}
     assert one["text/plain"] == "[figure] Scene studio: the model's picture of 'a red cat' with seed 3."
-    assert {key: one[key] for key in one if key != WIDGET_VIEW} == {
-        key: other[key] for key in other if key != WIDGET_VIEW
-    }
+    assert one == other
     assert picture_in(one["text/html"]).shape == (320, 320, 3)
     assert repr(SceneStudio(pipe, "a red cat", 3)) == "SceneStudio('a red cat', seed=3)"
 
@@ -351,3 +353,79 @@ def test_the_studio_shows_itself_the_same_way_every_time(shown, pipe):
 def test_a_first_sentence_that_cannot_be_drawn_still_shows_the_studio(shown, pipe):
     scene_studio(pipe, "", seed=3)
     assert picture_in(shown[0]["text/html"]).shape == (320, 320, 3)
+
+
+# --- names, and what stays after many movements
+
+
+def test_the_alternative_text_follows_the_figure(studio):
+    slider = make_control("level", (0, 255, 10))
+    figure = LiveFigure(grey, "a square", lambda level: f"level {level}", {"level": slider})
+    assert figure.names.alts == ["level 10"] and figure.names in figure.view.children
+    slider.value = 20
+    assert figure.names.alts == ["level 20"]
+    studio.draw_now()
+    (alt,) = studio.names.alts
+    assert SENTENCE in alt and "seed 7" in alt and studio.names in studio.view.children
+
+
+def move_live():
+    slider = make_control("level", (0, 255, 0))
+    figure = LiveFigure(grey, "a level", lambda level: f"level {level}", {"level": slider})
+    return lambda k: setattr(slider, "value", k + 1), figure
+
+
+def move_studio(pipe):
+    made = SceneStudio(pipe)
+    made.num_steps.value = 1
+    kinds = made.words["kind"].options
+
+    def move(k):
+        made.words["kind"].value = kinds[k % len(kinds)]
+        if k % 20 == 0:
+            made.draw_now()
+
+    return move, made
+
+
+def move_similarity():
+    explorer = SimilarityExplorer(torch.zeros(4, 3, 64, 64), list("abcd"), torch.eye(4))
+    slider = make_control("picture", (0, 3, 0))
+    figure = LiveFigure(explorer.draw, "a matrix", explorer.caption, {"picture": slider})
+    return lambda k: setattr(slider, "value", (k + 1) % 2), figure
+
+
+def move_attention(pipe):
+    explorer = AttentionExplorer(record_drawing(pipe, "a red cat", 1, num_steps=3))
+    controls = explorer.controls
+    return lambda k: (setattr(controls["step"], "value", k % 3), explorer.find(("red", "cat")[k % 2])), explorer
+
+
+MOVES = {
+    "live": lambda pipe: move_live(),
+    "similarity": lambda pipe: move_similarity(),
+    "studio": move_studio,
+    "attention": move_attention,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MOVES)
+def test_nothing_is_left_behind_by_200_movements(name, pipe):
+    move, kept = MOVES[name](pipe)
+    move(0)
+    gc.collect()
+    before = len(instances), len(plt.get_fignums()), len(gc.get_objects())
+    for k in range(1, 201):
+        move(k)
+    gc.collect()
+    after = len(instances), len(plt.get_fignums()), len(gc.get_objects())
+    assert after[:2] == before[:2] and before[1] == 0
+    assert after[2] - before[2] < 2000, "objects that nobody frees"  # ten for each movement
+    assert kept is not None
+
+
+def test_the_count_of_what_is_left_behind_counts(pipe):
+    before = len(instances)
+    leaky = [LiveFigure(grey, "a square", None, {"level": make_control("level", (0, 255, k))}) for k in range(3)]
+    assert len(instances) >= before + 3 * 5 and len(leaky) == 3

@@ -14,7 +14,6 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import torch
-from IPython.display import display
 from matplotlib import colormaps
 from PIL import Image
 from torch.nn import functional as F
@@ -282,9 +281,9 @@ class AttentionExplorer:
         message = f"'{str(text).strip()}' is not in this sentence. Its words are: {words}."
         self.note.value = f'<p role="status" aria-live="polite">{html.escape(message)}</p>'
 
-    def bundle(self) -> dict[str, Any]:
-        """The output in all forms: the explorer, and its first picture with a text."""
-        return self.figure.bundle()
+    def show(self) -> None:
+        """Show the explorer, and its first picture with a text for whoever has no kernel."""
+        self.figure.show()
 
     def __repr__(self) -> str:
         return f"AttentionExplorer({self.recorded.sentence!r}, {self.recorded.num_bytes / _MIB:.1f} MiB)"
@@ -314,7 +313,7 @@ def attention_explorer(
         recorded = record_drawing(
             pipe, str(sentence), seed, num_steps=num_steps, guidance=guidance, limit_mib=limit_mib
         )
-    display(AttentionExplorer(recorded, word).bundle(), raw=True)
+    AttentionExplorer(recorded, word).show()
 
 
 def _slider(label: str, options: list[str]) -> Any:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
-from IPython.display import display
 
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.plots.figures import bundle, check_alt, png_bytes
+from ldm_tutor.widgets.names import Names, show_live
 
 _PICTURE = {"align_self": "flex-start", "max_width": "100%"}  # a VBox would stretch it
 _LABELS = {"description_width": "initial"}
@@ -30,7 +30,7 @@ def live(draw: Callable[..., Any], alt: str, *, caption: Callable[..., str] | No
     widgets = {name: make_control(name, control) for name, control in controls.items()}
     if not widgets:
         raise ConfigError("live: no control", given=0, expected="at least one; for a figure that stands still use show")
-    display(LiveFigure(draw, alt, caption, widgets).bundle(), raw=True)
+    LiveFigure(draw, alt, caption, widgets).show()
 
 
 def frames(
@@ -64,7 +64,7 @@ def frames(
     figure = LiveFigure(
         lambda **values: images[values[name]], alt, lambda **values: texts[values[name]], {name: slider}, extra=[play]
     )
-    display(figure.bundle(), raw=True)
+    figure.show()
 
 
 class LiveFigure:
@@ -84,12 +84,14 @@ class LiveFigure:
         self.controls = controls
         self.first = png_bytes(draw(**self.values()))
         self.picture = ipywidgets.Image(value=self.first, format="png", layout=ipywidgets.Layout(**_PICTURE))
-        self.caption = ipywidgets.HTML(self._caption())
+        self.caption = ipywidgets.HTML()
         self.problem = ipywidgets.HTML()
+        self.names = Names()
+        self._tell()
         for control in controls.values():
             control.observe(self.redraw, "value")
         rows = [ipywidgets.HBox([*extra, *controls.values()])] if extra else [*controls.values()]
-        self.view = ipywidgets.VBox([*rows, self.picture, self.caption, self.problem])
+        self.view = ipywidgets.VBox([*rows, self.picture, self.caption, self.problem, self.names])
 
     def values(self) -> dict[str, Any]:
         """What the controls say now, by name."""
@@ -99,18 +101,24 @@ class LiveFigure:
         """Draw again; an error is shown under the picture, which stays as it was."""
         try:
             self.picture.value = png_bytes(self.draw(**self.values()))
-            self.caption.value = self._caption()
+            self._tell()
             self.problem.value = ""
         except Exception as error:  # whatever a lesson's code raises belongs in front of the learner
             self.problem.value = f'<p role="alert">! {type(error).__name__}: {html.escape(str(error))}</p>'
 
+    def show(self) -> None:
+        """Show the figure live, and its first picture with its text for whoever has no kernel."""
+        show_live(self.first, self.alt, self.view)
+
     def bundle(self) -> dict[str, Any]:
-        """The output in all forms: live, and the first picture with its text."""
+        """The output in all forms in one: live, and the first picture with its text."""
         return bundle(self.first, self.alt, self.view)
 
-    def _caption(self) -> str:
+    def _tell(self) -> None:
+        """Put the text of what is shown beneath the picture, and into its alternative text."""
         text = self.make_caption(**self.values()) if self.make_caption is not None else self.alt
-        return f'<p role="status" aria-live="polite">{html.escape(text)}</p>'
+        self.caption.value = f'<p role="status" aria-live="polite">{html.escape(text)}</p>'
+        self.names.alts = [text]
 
 
 def make_control(name: str, control: Any) -> Any:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 
 import torch
-from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ldm_tutor.errors import ConfigError, ShapeError
-from ldm_tutor.plots.figures import COLORS, check_alt, figure_style, to_uint8
+from ldm_tutor.plots.figures import COLORS, check_alt, figure_style, png_bytes, to_uint8
 from ldm_tutor.shapes import Float, Pictures, Tensor
 from ldm_tutor.widgets.live import LiveFigure, make_control
 
@@ -82,4 +82,5 @@ def similarity_explorer(
     if not isinstance(start, int) or not 0 <= start < len(sentences):
         raise ConfigError("similarity_explorer: start", given=start, expected=f"0 to {len(sentences) - 1}")
     slider = make_control("picture", (0, len(sentences) - 1, start))
-    display(LiveFigure(explorer.draw, alt, explorer.caption, {"picture": slider}).bundle(), raw=True)
+    drawn = cache(lambda picture: png_bytes(explorer.draw(picture)))  # at the second look it is there at once
+    LiveFigure(drawn, alt, explorer.caption, {"picture": slider}).show()

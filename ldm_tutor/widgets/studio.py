@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import ipywidgets
-from IPython.display import display
 from PIL import Image
 
 from ldm_tutor.data.scenes.requests import RELATIONS, ObjectRequest, Request
@@ -16,8 +15,9 @@ from ldm_tutor.data.scenes.words import parse, request_text, unknown_words
 from ldm_tutor.data.scenes.world import BACKGROUNDS, COLORS, KINDS, PLACES, SIZES
 from ldm_tutor.errors import ConfigError, PromptError, TutorError
 from ldm_tutor.pipeline import Pipeline
-from ldm_tutor.plots.figures import bundle, png_bytes
+from ldm_tutor.plots.figures import png_bytes
 from ldm_tutor.shapes import Latents
+from ldm_tutor.widgets.names import Names, show_live
 
 SENTENCE = "a red bicycle in front of a blue house at night"
 ENLARGEMENT = 5  # each pixel becomes a square of so many screen pixels
@@ -30,7 +30,7 @@ def scene_studio(pipe: Pipeline, sentence: str = SENTENCE, seed: int = 7) -> Non
     """Show the studio with a first picture of `sentence` and `seed`, which also stands there without a kernel."""
     studio = SceneStudio(pipe, sentence, seed)
     studio.draw_now()
-    display(studio.bundle(), raw=True)
+    studio.show()
 
 
 class SceneStudio:
@@ -78,6 +78,7 @@ class SceneStudio:
         )
         self.caption = ipywidgets.HTML()  # says in words what the picture is
         self.status = ipywidgets.HTML()  # time, unknown words, problems
+        self.names = Names()
         for choice in self.words.values():
             choice.observe(self._compose, "value")
         self.sentence.observe(self._read_sentence, "value")
@@ -174,6 +175,7 @@ class SceneStudio:
     def _show(self, latents: Latents, caption: str) -> None:
         self.picture.value = png_bytes(self.pipe.decode(latents), scale=ENLARGEMENT)
         self.caption.value = f'<p style="margin:.2em 0">{html.escape(caption)}</p>'
+        self.names.alts = [caption]
 
     def _say(self, *lines: str, alert: bool = False) -> None:
         text = "<br>".join(map(html.escape, lines))
@@ -187,12 +189,11 @@ class SceneStudio:
 
     # ------------------------------------------------------------ showing
 
-    def bundle(self) -> dict[str, Any]:
-        """The output in all forms: the studio, and its first picture with a text."""
+    def show(self) -> None:
+        """Show the studio, and its first picture with a text for whoever has no kernel."""
         sentence, seed = self.first
-        side = ENLARGEMENT * self.pipe.config.picture_size
-        png = self.picture.value or _empty_png(side)
-        return bundle(png, f"Scene studio: the model's picture of '{sentence}' with seed {seed}.", self.view)
+        png = self.picture.value or _empty_png(ENLARGEMENT * self.pipe.config.picture_size)
+        show_live(png, f"Scene studio: the model's picture of '{sentence}' with seed {seed}.", self.view)
 
     def _arrange(self) -> Any:
         """Put the controls in the order of the sentence, which is also the order of the Tab key."""
@@ -200,7 +201,8 @@ class SceneStudio:
         words = ipywidgets.Box(list(self.words.values()), layout=wrap)
         settings = ipywidgets.Box([self.seed, self.another, self.num_steps, self.guidance], layout=wrap)
         action = ipywidgets.Box([self.draw, self.progress], layout=wrap)
-        return ipywidgets.VBox([words, self.sentence, settings, action, self.status, self.picture, self.caption])
+        told = [self.status, self.picture, self.caption, self.names]
+        return ipywidgets.VBox([words, self.sentence, settings, action, *told])
 
     def __repr__(self) -> str:
         return f"SceneStudio({self.first[0]!r}, seed={self.first[1]})"

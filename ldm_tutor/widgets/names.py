@@ -1,0 +1,44 @@
+"""What ipywidgets leaves out of a figure's controls: names for screen readers, alternative texts, a lost kernel."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+from IPython.display import display
+
+from ldm_tutor.plots.figures import bundle
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+ASLEEP = "This figure moves. Run the cell, and its controls appear here."
+# The picture that stands in for a live view disappears while the view below it lives.
+_CSS = """
+.jp-OutputArea-child:has(.ldm-asleep):has(+ .jp-OutputArea-child .ldm-live) { display: none; }
+"""
+
+
+class Names(anywidget.AnyWidget):
+    """An invisible part of a view: it names sliders, buttons and pictures, and says it when the kernel is gone.
+
+    Put one into the view, anywhere. `alts`: the alternative texts of the view's pictures, in their order.
+    """
+
+    _esm = Path(__file__).with_name("names.js")
+    _css = _CSS
+    alts = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+
+def show_live(png: bytes, alt: str, view: Any) -> None:
+    """Show a view, and its first picture with a text for whoever has no kernel; a view with `Names` hides the picture.
+
+    They are two outputs: a frontend that finds no model for the view still shows the picture.
+    """
+    still = bundle(png, alt)
+    still["text/html"] += f'<p class="ldm-asleep">{html.escape(ASLEEP)}</p>'
+    display(still, raw=True)
+    forms = view._repr_mimebundle_()
+    forms = forms[0] if isinstance(forms, tuple) else forms
+    display({WIDGET_VIEW: forms[WIDGET_VIEW]}, raw=True)

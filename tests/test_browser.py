@@ -1,0 +1,458 @@
+"""The widgets in a real JupyterLab: every control by mouse and by keyboard, judged by the pixels on the screen.
+
+Where a picture is known beforehand, the test computes it and compares; where a control must not change the picture,
+that is looked at too. Skipped where there is no browser to drive.
+"""
+
+import re
+import time
+
+import nbformat
+import numpy as np
+import pytest
+from browser_cells import ASLEEP, CELLS, NUM_FRAMES, SETUP, attention, guidance, similarity
+from conftest import write_kernel_profile
+from lab_browser import RUN_ALL, SAVE, browser_page, jupyter_server, why_not, write_notebook
+from tiny import make_pipeline
+
+from ldm_tutor.lessons.build import NOTEBOOKS, ROOT
+from ldm_tutor.plots.figures import enlarge, png_bytes, to_uint8
+from ldm_tutor.widgets.names import ASLEEP as ASLEEP_LINE
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(why_not()), reason=f"the browser tests need a browser: {why_not()}"),
+]
+LESSONS = ("04_forward_noising", "00_start_here")
+RESTART = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart().then(() => true)"
+# Everything that can be reached in a view, with the name that a screen reader would say.
+NAMELESS = """view => [...view.querySelectorAll('button, input, select, img, [role=slider], [role=textbox]')]
+    .filter(node => !(node.getAttribute('aria-label') || node.getAttribute('alt') || node.innerText?.trim()
+        || [...(node.labels ?? [])].some(label => label.textContent.trim())))
+    .map(node => node.outerHTML.slice(0, 200))"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab in a browser; its kernels find the tests' own modules and have no network."""
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("notebooks")
+    write_kernel_profile(home / "ipython")
+    write_notebook(folder / "widgets.ipynb", SETUP, *CELLS.values())
+    write_notebook(folder / "asleep.ipynb", *ASLEEP.values())
+    path = f"{ROOT / 'tests'}"
+    with jupyter_server(folder, home, PYTHONPATH=path) as address, browser_page(address) as page:
+        page.folder = folder
+        yield page
+
+
+@pytest.fixture(scope="module")
+def widgets(lab):
+    """The notebook with one widget per cell, run; gives the view of a widget by its name."""
+    lab.open("widgets.ipynb")
+    lab.run_all()
+
+    def view(name):
+        found = lab.cell(1 + list(CELLS).index(name)).locator(".jupyter-widgets").first
+        found.scroll_into_view_if_needed()
+        return View(lab, found)
+
+    return view
+
+
+@pytest.fixture(autouse=True)
+def no_trouble(request):
+    """After each test: no error in the kernel or on the page, and no request to another machine."""
+    lab = request.getfixturevalue("lab")
+    yield
+    assert lab.trouble() == []
+
+
+class View:
+    """A widget on the screen, used as a learner uses it."""
+
+    def __init__(self, lab, view):
+        self.lab, self.view, self.page = lab, view, lab.page
+        self.image = view.locator("img").first
+
+    def pixels(self):
+        return self.lab.pixels(self.image)
+
+    def control(self, role, name):
+        return self.view.get_by_role(role, name=name, exact=True)
+
+    def level(self, name):
+        return float(self.control("slider", name).get_attribute("aria-valuenow"))
+
+    def press(self, name, *keys):
+        """Press keys on a slider."""
+        self.control("slider", name).focus()
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def click_track(self, name, share):
+        """Click on a slider's track, `share` of its length from the left."""
+        track = self.control("slider", name).locator("xpath=ancestor::div[contains(@class,'noUi-target')][1]")
+        track.scroll_into_view_if_needed()
+        box = track.bounding_box()
+        self.page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+
+    def drag(self, name, by):
+        """Drag a slider's handle sideways."""
+        handle = self.control("slider", name)
+        handle.scroll_into_view_if_needed()
+        box = handle.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + by / 2, y, steps=4)
+        self.page.mouse.move(x + by, y, steps=4)
+        self.page.mouse.up()
+
+    def shows(self, wanted, what, seconds=20, limit=4.0):
+        """Wait until the screen shows these pixels, (h, w, 3), give or take rounding."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            now = self.pixels()
+            if now.shape == wanted.shape and np.abs(now - wanted).max() <= limit:
+                return now
+            self.page.wait_for_timeout(30)
+        raise AssertionError(f"{what}: the screen never shows what it should")
+
+    def all_levels(self, level):
+        """Wait until every pixel is of this colour."""
+        self.shows(np.broadcast_to(np.asarray(level), self.pixels().shape), f"colour {level}", limit=0)
+
+    def stays(self, before, what):
+        assert self.lab.unchanged(self.image, before), f"{what} must not change the picture"
+
+    def nameless(self):
+        return self.view.evaluate(NAMELESS)
+
+
+def as_pixels(picture):
+    """The pixels of what a widget draws (a figure, an image, PNG bytes)."""
+    import io
+
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png_bytes(picture))).convert("RGB")).astype(int)
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_control_has_a_name(widgets, name):
+    view = widgets(name)
+    view.view.get_by_role("img").first.wait_for()
+    assert view.nameless() == []
+    roles = "slider|button|textbox|combobox|checkbox|img|progressbar"
+    assert not re.search(rf"^\s*- (?:{roles})\s*(?:\[|:|$)", view.view.aria_snapshot(), re.MULTILINE)
+    assert view.image.get_attribute("alt")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_still_picture_makes_room_for_the_live_one(widgets, lab, name):
+    cell = lab.cell(1 + list(CELLS).index(name))
+    still = cell.get_by_text(ASLEEP_LINE)
+    assert still.count() == 1 and not still.is_visible()
+    assert widgets(name).image.is_visible()
+
+
+# --- one by one
+
+
+def test_live(widgets):
+    view = widgets("live")
+    view.all_levels((10, 10, 0))
+    view.press("level", "ArrowRight", "ArrowUp", "ArrowLeft")
+    view.all_levels((11, 11, 0))
+    view.click_track("level", 0.5)
+    view.page.wait_for_timeout(300)
+    level = view.level("level")
+    assert 100 < level < 156
+    view.all_levels((level, level, 0))
+    view.drag("level", -40)
+    view.page.wait_for_timeout(300)
+    dragged = view.level("level")
+    assert dragged < level
+    view.all_levels((dragged, dragged, 0))
+    view.press("level", "Home", "ArrowRight", "ArrowRight")
+    view.control("combobox", "tint").select_option("blue")
+    view.all_levels((2, 2, 255))
+    view.control("combobox", "tint").focus()
+    view.page.keyboard.press("ArrowUp")
+    view.all_levels((2, 2, 0))
+    view.control("checkbox", "bright").click()
+    view.all_levels((3, 3, 1))
+    view.control("checkbox", "bright").focus()
+    view.page.keyboard.press("Space")
+    view.all_levels((2, 2, 0))
+
+
+def test_a_control_that_does_nothing_changes_nothing(widgets):
+    view = widgets("live")
+    before = view.pixels()
+    view.press("unused", "ArrowRight", "ArrowRight")
+    view.stays(before, "a key on the unused control")
+    view.click_track("unused", 0.9)
+    view.stays(before, "a click on the unused control")
+    assert view.level("unused") == 8
+
+
+def test_an_error_is_said_under_the_picture(widgets):
+    view = widgets("failing")
+    before = view.pixels()
+    view.press("level", "ArrowRight")
+    view.view.get_by_text("ValueError: too bright").wait_for()
+    view.stays(before, "a figure that fails")
+    view.press("level", "ArrowLeft", "ArrowLeft")
+    view.all_levels((195, 195, 195))
+    assert view.view.get_by_text("ValueError").count() == 0
+
+
+def test_frames(widgets):
+    view = widgets("frames")
+    view.all_levels((0, 0, 0))
+    view.press("step", "ArrowRight", "ArrowRight")
+    view.all_levels((80, 80, 80))
+    view.click_track("step", 0.99)
+    view.all_levels(3 * (40 * (NUM_FRAMES - 1),))
+    view.control("button", "back to the start").click()
+    view.all_levels((0, 0, 0))
+    view.control("button", "play over step").click()
+    view.all_levels(3 * (40 * (NUM_FRAMES - 1),))
+    view.control("button", "back to the start").focus()
+    view.page.keyboard.press("Enter")
+    view.all_levels((0, 0, 0))
+    again = view.control("button", "over and over")
+    before = view.pixels()
+    again.click()
+    view.stays(before, "the choice to play over and over")
+    assert again.get_attribute("aria-pressed") == "true"
+    view.control("button", "play over step").focus()
+    view.page.keyboard.press("Space")
+    view.control("button", "pause").wait_for()
+    seen = set()
+    for _ in range(40):
+        seen.add(int(view.pixels()[0, 0, 0]))
+        view.page.wait_for_timeout(40)
+    assert len(seen) >= 3, "it plays, over and over"
+    view.control("button", "pause").click()
+    view.page.wait_for_timeout(300)
+    view.stays(view.pixels(), "a pause")
+
+
+def test_similarity(widgets):
+    view, explorer = widgets("similarity"), similarity()
+    wanted = [as_pixels(explorer.draw(k)) for k in range(4)]
+    assert min(np.abs(wanted[0] - each).mean() for each in wanted[1:] if each.shape == wanted[0].shape) > 1
+    view.shows(wanted[1], "picture 1")
+    view.press("picture", "ArrowRight")
+    view.shows(wanted[2], "picture 2")
+    view.click_track("picture", 0.01)
+    view.shows(wanted[0], "picture 0")
+    view.press("picture", "End")
+    view.shows(wanted[3], "picture 3")
+    assert view.image.get_attribute("alt") == explorer.caption(3)
+    view.press("picture", "ArrowRight")
+    view.stays(view.pixels(), "a key beyond the last picture")
+
+
+def test_guidance(widgets):
+    view, grid = widgets("guidance"), guidance()
+    view.shows(as_pixels(grid.draw(0, 1, 2)), "the start")
+    view.press("scale", "ArrowRight")
+    view.shows(as_pixels(grid.draw(0, 1, 3)), "the next scale")
+    assert view.control("slider", "scale").get_attribute("aria-valuetext") == "8"
+    view.press("scale", "Home")
+    view.shows(as_pixels(grid.draw(0, 1, 0)), "the first scale")
+    view.click_track("seed", 0.99)
+    view.shows(as_pixels(grid.draw(0, 2, 0)), "the last seed")
+    view.click_track("scale", 0.99)
+    view.press("seed", "ArrowLeft", "ArrowLeft")
+    view.shows(as_pixels(grid.draw(0, 0, 3)), "the first seed")
+    view.control("combobox", "sentence").select_option(index=1)
+    view.shows(as_pixels(grid.draw(1, 0, 3)), "the other sentence")
+    view.control("combobox", "sentence").focus()
+    view.page.keyboard.press("ArrowUp")
+    view.shows(as_pixels(grid.draw(0, 0, 3)), "the first sentence")
+    assert view.image.get_attribute("alt") == grid.caption(0, 0, 3)
+    before = view.pixels()
+    view.page.keyboard.press("ArrowUp")
+    view.stays(before, "a key beyond the first sentence")
+
+
+def test_attention(widgets):
+    view, explorer = widgets("attention"), attention()
+    chosen = {name: control.value for name, control in explorer.controls.items()}
+    seen = []
+
+    def look(what, **values):
+        chosen.update(values)
+        seen.append(view.shows(as_pixels(explorer.draw(**chosen)), what, limit=12))
+        assert view.image.get_attribute("alt") == explorer.describe(**chosen)
+
+    look("the start")
+    house = explorer.recorded.words.index("house")
+    view.control("button", "house").click()
+    look("a click on a word", word=house)
+    assert view.control("button", "house").get_attribute("aria-pressed") == "true"
+    view.control("button", "red").focus()
+    view.page.keyboard.press("Enter")
+    look("Enter on a word", word=explorer.recorded.words.index("red"))
+    view.press("Step", "ArrowRight")
+    look("a step by key", step=0)
+    assert view.control("slider", "Step").get_attribute("aria-valuetext").startswith("1 (t = ")
+    view.click_track("Step", 0.99)
+    look("a step by mouse", step=2)
+    view.press("Layer", "ArrowRight")
+    look("a layer by key", layer=0)
+    view.click_track("Layer", 0.99)
+    look("a layer by mouse", layer=len(explorer.recorded.layers) - 1)
+    view.press("Head", "ArrowRight")
+    look("a head by key", head=0)
+    view.click_track("Head", 0.99)
+    look("a head by mouse", head=explorer.recorded.num_heads - 1)
+    finder = view.control("textbox", "Find a word")
+    finder.fill("house")
+    finder.press("Enter")
+    look("a word that was typed", word=house)
+    before = seen[-1]
+    finder.fill("zebra")
+    finder.press("Enter")
+    view.view.get_by_text("'zebra' is not in this sentence").wait_for()
+    view.stays(before, "a word that is not there")
+    truth = view.control("checkbox", "true outline of the object")
+    truth.click()
+    look("the outline by mouse", truth=True)
+    truth.focus()
+    view.page.keyboard.press("Space")
+    look("the outline by key", truth=False)
+    half = (before.shape[1] - 8) // 2
+    assert all((each[:, :half] == before[:, :half]).all() for each in seen), "the picture on the left stays"
+    assert len({each.tobytes() for each in seen}) == len(seen) - 1  # without the outline it is as before
+
+
+def test_studio(widgets):
+    view, pipe, page = widgets("studio"), make_pipeline(), widgets("studio").page
+
+    def drawn(sentence, seed, num_steps, guidance):
+        told = f"Picture: {sentence} (seed {seed}, {num_steps} steps, guidance {guidance:g})."
+        view.view.get_by_text(told).wait_for()
+        picture = pipe.draw([sentence], [seed], num_steps=num_steps, guidance=guidance)
+        return view.shows(enlarge(to_uint8(picture)[0], 5).astype(int), f"{sentence}, seed {seed}")
+
+    first = drawn("a red cat", 7, 20, 4)
+    sentence, draw = view.control("textbox", "Sentence"), view.control("button", "Draw")
+    # Words by keyboard and by mouse: the sentence follows, the picture waits.
+    changes = {"Object": "rocket", "Size": "large", "Place": "left", "Background": "night", "Second object": "boat"}
+    changes |= {"Second colour": "green", "Then": "behind"}
+    for name, word in changes.items():
+        view.control("combobox", name).select_option(word)
+        page.wait_for_function("([node, word]) => node.value.includes(word)", arg=[sentence.element_handle(), word])
+    view.control("combobox", "Colour").focus()
+    said = sentence.input_value()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("([node, said]) => node.value !== said", arg=[sentence.element_handle(), said])
+    view.stays(first, "a change of words before Draw")
+    view.press("Steps", "Home", "ArrowRight", "ArrowRight")
+    view.press("Guidance", "ArrowRight", "ArrowRight")
+    view.stays(first, "a change of steps and guidance before Draw")
+    told = sentence.input_value()
+    draw.click()
+    second = drawn(told, 7, 3, 5)
+    assert (second != first).any()
+    seed = view.control("spinbutton", "Seed")
+    seed.fill("11")
+    seed.press("Tab")
+    view.stays(second, "a new seed before Draw")
+    draw.focus()
+    page.keyboard.press("Enter")
+    third = drawn(told, 11, 3, 5)
+    assert (third != second).any()
+    view.click_track("Guidance", 0.01)
+    view.click_track("Steps", 0.01)
+    sentence.fill("a blue dog")
+    sentence.press("Enter")
+    view.stays(third, "a sentence before Draw")
+    draw.click()
+    fourth = drawn("a blue dog", 11, 1, 0)
+    assert (fourth != third).any() and view.control("combobox", "Object").input_value() == "dog"
+    view.control("button", "Another seed").click()
+    page.wait_for_function("node => node.value !== '11'", arg=seed.element_handle())
+    fifth = drawn("a blue dog", int(seed.input_value()), 1, 0)
+    assert (fifth != fourth).any()
+    sentence.fill("")
+    sentence.press("Enter")
+    draw.click()
+    view.view.get_by_text("Write a sentence first").wait_for()
+    view.stays(fifth, "an empty sentence")
+    sentence.fill("a red bycicle")
+    sentence.press("Enter")
+    draw.click()
+    view.view.get_by_text("near it: bicycle").wait_for()
+    assert page.get_by_role("progressbar").first.get_attribute("aria-valuenow") == "100"
+
+
+# --- without a kernel
+
+
+def test_without_a_kernel(lab):
+    lab.open("asleep.ipynb")
+    lab.run_all()
+    cell = lab.cell(0)
+    view = View(lab, cell.locator(".jupyter-widgets").first)
+    view.press("level", "ArrowRight")
+    view.all_levels((11, 11, 11))
+    assert cell.get_by_text("have lost their kernel").count() == 0
+    lab.page.evaluate(SAVE)
+    lab.page.evaluate(RESTART)
+    cell.get_by_text("These controls have lost their kernel. Run this cell again").wait_for()
+    before = view.pixels()
+    view.press("level", "ArrowRight")
+    view.stays(before, "a control without a kernel")
+    lab.page.evaluate(RUN_ALL)  # and it lives again
+    view = View(lab, cell.locator(".jupyter-widgets").first)
+    view.press("level", "ArrowRight")
+    view.all_levels((11, 11, 11))
+    lab.page.evaluate(SAVE)
+
+    # Opened again later, and in a copy from somewhere else, which the lab does not trust: the picture and a word.
+    lab.page.evaluate(RESTART)
+    notebook = nbformat.read(lab.folder / "asleep.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_markdown_cell("Not signed here."))
+    nbformat.write(notebook, lab.folder / "foreign.ipynb")
+    for name in ("asleep.ipynb", "foreign.ipynb"):
+        lab.open(name)
+        lab.cell(0).get_by_text(ASLEEP_LINE).wait_for()
+        still = lab.cell(0).get_by_role("img", name="a grey square")
+        assert still.is_visible() and (lab.pixels(still) == 10).all()
+
+
+# --- whole lessons
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_whole_lesson(lab, name):
+    """Every cell runs; every control has a name; every slider of a live figure changes its picture."""
+    (lab.folder / f"{name}.ipynb").write_bytes((NOTEBOOKS / f"{name}.ipynb").read_bytes())
+    lab.open(f"{name}.ipynb")
+    lab.run_all(seconds=480)
+    views = lab.page.locator(".jp-OutputArea-output:has(.ldm-live)")
+    assert views.count() >= 1, "a lesson has a widget"
+    for k in range(views.count()):
+        view = View(lab, views.nth(k))
+        view.view.scroll_into_view_if_needed()
+        assert view.nameless() == []
+        buttons = view.view.get_by_role("button", name="Draw", exact=True)
+        sliders = view.view.get_by_role("slider")
+        for number in range(sliders.count()):
+            before = view.pixels()
+            sliders.nth(number).focus()
+            lab.page.keyboard.press("ArrowRight")
+            if buttons.count():
+                buttons.first.click()
+            assert (lab.changed(view.image, before) != before).any()
