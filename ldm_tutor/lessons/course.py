@@ -71,6 +71,14 @@ _FORWARD_NOISING = Facts(
     memory_mb=1400,
     builds="Three noise schedules, the closed form, the signal-to-noise ratio, and the posterior of DDPM.",
 )
+_UNET_DENOISER = Facts(
+    goal="Write the U-Net and its training, and measure what more training does to loss and picture.",
+    needs="Lessons 00 and 04; convolutions, norms and optimisers from PyTorch. Lesson 01 helps and is not required.",
+    minutes_to_read=60,
+    seconds_to_run=80,
+    memory_mb=1200,
+    builds="The time embedding, the residual block, the U-Net with its skips, and the training loop with its average.",
+)
 _GUIDANCE = Facts(
     goal="Write classifier-free guidance, see in one dimension what it does, and measure what it gains and costs.",
     needs="Lesson 00; lesson 04 for the noise. Lessons 06 and 07 help and are not required.",
@@ -95,20 +103,28 @@ _CROSS_ATTENTION = Facts(
     memory_mb=1000,
     builds="Cross-attention, its heads, the transformer block, and the instruments that record and edit its maps.",
 )
+_FULL_SIZE_MODEL = Facts(
+    goal="Assemble Stable Diffusion v1 and the paper's 1.45B model, prove every block, and know what they cost.",
+    needs="Lesson 00; lessons 01, 03, 05 and 07 for the blocks.",
+    minutes_to_read=55,
+    seconds_to_run=80,
+    memory_mb=2000,
+    builds="The full-size models from the same classes, name maps, parity tests, a budget, and a diffusers folder.",
+)
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("start_here", "Start here", "What happens between a sentence and a picture?", _START_HERE),
     ("autoencoder", "Autoencoder", "How small can a picture get?", None),
     ("sharp_reconstructions", "Sharp reconstructions", "Why are pixel losses blurry?", None),
     ("clip", "CLIP", "How do words and pictures meet?", _CLIP),
     ("forward_noising", "Forward noising", "How do you destroy a picture gently?", _FORWARD_NOISING),
-    ("unet_denoiser", "U-Net denoiser", "How do you undo it?", None),
+    ("unet_denoiser", "U-Net denoiser", "How do you undo it?", _UNET_DENOISER),
     ("sampling", "Sampling", "How do you draw from nothing, and how fast?", _SAMPLING),
     ("cross_attention", "Cross-attention", "How does a word reach a pixel?", _CROSS_ATTENTION),
     ("guidance", "Guidance", "How do you make it listen?", _GUIDANCE),
     ("prompt_editing", "Prompt editing", "How do you change one word and keep the picture?", None),
     ("other_conditions", "Other conditions", "What else can steer it?", None),
     ("measuring", "Measuring", "Is it any good?", None),
-    ("full_size_model", "Full-size model", "How do you assemble the real thing?", None),
+    ("full_size_model", "Full-size model", "How do you assemble the real thing?", _FULL_SIZE_MODEL),
     ("training_at_scale", "Training at scale", "How do you train it for real?", None),
     ("your_own_pictures", "Your own pictures", "How do you make it yours?", None),
     ("clinic", "Clinic", "What broke?", None),
