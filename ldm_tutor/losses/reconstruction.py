@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +18,19 @@ def feature_distance(a: FeatureMap, b: FeatureMap) -> Float[Tensor, " b"]:
     """
     a, b = F.normalize(a.float(), dim=1, eps=1e-5), F.normalize(b.float(), dim=1, eps=1e-5)
     return (a - b).square().sum(dim=1).mean(dim=(1, 2))
+
+
+def l1_loss(pictures: Pictures, others: Pictures) -> Float[Tensor, ""]:
+    """Return the mean absolute difference. Of all constant answers to a doubt, the median makes it least."""
+    return (pictures - others).float().abs().mean()
+
+
+def l2_loss(pictures: Pictures, others: Pictures) -> Float[Tensor, ""]:
+    """Return the mean squared difference. Of all constant answers to a doubt, the mean makes it least."""
+    return (pictures - others).float().square().mean()
+
+
+PIXEL_LOSSES: dict[str, Callable[[Pictures, Pictures], Float[Tensor, ""]]] = {"l1": l1_loss, "l2": l2_loss}
 
 
 class PerceptualDistance(nn.Module):

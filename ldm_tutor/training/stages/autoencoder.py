@@ -10,8 +10,9 @@ import torch
 
 from ldm_tutor.config import AutoencoderConfig, DiscriminatorConfig
 from ldm_tutor.data.scenes.datasets import to_float
+from ldm_tutor.errors import ConfigError
 from ldm_tutor.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from ldm_tutor.losses.reconstruction import PerceptualDistance
+from ldm_tutor.losses.reconstruction import PIXEL_LOSSES, PerceptualDistance
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.discriminator import PatchDiscriminator
 from ldm_tutor.shapes import Tensor
@@ -24,7 +25,8 @@ class AutoencoderRecipe:
     """Weights of the loss terms, all averaged over pixels; the adversary joins after a share of the run.
 
     The reference sums over pixels and weighs the summed KL 1e-6; here the pixel terms are means, and the KL is
-    summed over the latent numbers of a picture. `decoder_only`: the encoder stays as it is.
+    summed over the latent numbers of a picture. `decoder_only`: the encoder stays as it is. `pixel_loss`: "l1", or
+    "l2" for the mean squared error.
     """
 
     perceptual_weight: float = 0.2
@@ -34,6 +36,20 @@ class AutoencoderRecipe:
     batch_size: int = 16
     peak_lr: float = 1.5e-3
     decoder_only: bool = False
+    pixel_loss: str = "l1"
+
+    def __post_init__(self) -> None:
+        if self.pixel_loss not in PIXEL_LOSSES:
+            raise ConfigError(
+                "AutoencoderRecipe.pixel_loss", given=self.pixel_loss, expected=f"one of {sorted(PIXEL_LOSSES)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as a checkpoint keeps them: `pixel_loss`, which came later, only where it is not L1."""
+        values = dataclasses.asdict(self)
+        if self.pixel_loss == "l1":
+            del values["pixel_loss"]
+        return values
 
 
 class AutoencoderStage:
@@ -59,7 +75,7 @@ class AutoencoderStage:
         disc = discriminator or DiscriminatorConfig(channels=32, num_layers=2)
         self.settings: dict[str, Any] = {
             "config": config.to_dict(),
-            "recipe": dataclasses.asdict(self.recipe),
+            "recipe": self.recipe.to_dict(),
             "discriminator": disc.to_dict(),
             "num_pictures": len(pictures),
             "precision": str(dtype),
@@ -77,12 +93,16 @@ class AutoencoderStage:
         with torch.set_grad_enabled(not recipe.decoder_only):
             posterior = net.encode(real)
         made = net.decode(posterior.sample(generator))
-        l1 = (made - real).float().abs().mean()
-        perceptual = self.perceptual(made, real).mean()
+        pixel = PIXEL_LOSSES[recipe.pixel_loss](made, real)
+        values = {recipe.pixel_loss: pixel.item()}
+        reconstruction = pixel
+        if recipe.perceptual_weight > 0:
+            perceptual = self.perceptual(made, real).mean()
+            reconstruction = pixel + recipe.perceptual_weight * perceptual
+            values["perceptual"] = perceptual.item()
         kl = posterior.kl().float().mean()
-        reconstruction = l1 + recipe.perceptual_weight * perceptual
         loss = reconstruction + recipe.kl_weight * kl
-        values = {"l1": l1.item(), "perceptual": perceptual.item(), "kl": kl.item()}
+        values["kl"] = kl.item()
         adversary = progress >= recipe.adversarial_start and recipe.adversarial_weight > 0
         if adversary:
             fooling = generator_loss(self.critic.net(made))
