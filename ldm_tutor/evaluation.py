@@ -11,6 +11,7 @@ import torch
 
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes, to_float
 from ldm_tutor.data.scenes.words import parse
+from ldm_tutor.metrics import editing
 from ldm_tutor.metrics.fid import frechet_distance, judge_features
 from ldm_tutor.metrics.figures import Measured, mean
 from ldm_tutor.metrics.grounding import Tally, find_cases, look, untrained_like, word_fields
@@ -148,6 +149,33 @@ def evaluate_grounding(
             own, other = (word_fields(records, case.row, places, size) for places in (case.tokens, case.others))
             tally.add(case, own, other, word_fields(blank, case.row, case.tokens, size), records)
     return tally.report()
+
+
+def evaluate_editing(
+    pipeline: Pipeline,
+    judge: Judge,
+    *,
+    num: int = 300,
+    seed: int = 0,
+    batch_size: int = 6,
+    wrap: Any = None,
+    **settings: Any,
+) -> Report:
+    """Draw `num` cases of each edit (swaps, refinements, re-weighted, ignored words); the judge says how it went.
+
+    `settings` go to `Pipeline.edit_many`. See `ldm_tutor.metrics.editing` for what is compared with what.
+    """
+    show = wrap or (lambda batches, **_: batches)
+    tally = editing.Tally(judge)
+    for edit in editing.EDITS:
+        made = editing.cases(edit, num, seed)
+        for start in show(range(0, num, batch_size), desc=edit):
+            part = made[start : start + batch_size]
+            ways = list(part[0].changes)
+            changes = [case.changes[way] for case in part for way in ways]
+            before, after = (each.cpu() for each in pipeline.edit_many(changes, **settings))
+            tally.add(part, before[:: len(ways)], {way: after[k :: len(ways)] for k, way in enumerate(ways)})
+    return tally.report() | {"settings": {"num": num, "seed": seed, **settings}}
 
 
 def _accuracies(judge: Judge, pictures: Pictures, scenes: ScenePictures) -> dict[str, Any]:

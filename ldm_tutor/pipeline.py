@@ -12,6 +12,10 @@ from pathlib import Path
 
 import torch
 
+from ldm_tutor.attention_maps.ignore import encode_weighted
+from ldm_tutor.attention_maps.inversion import INNER_STEPS, Inversion, StepwiseGuided, ddim_path, null_text
+from ldm_tutor.attention_maps.plan import Change, EditPlan
+from ldm_tutor.attention_maps.watch import watch
 from ldm_tutor.config import ModelConfig, ScheduleConfig
 from ldm_tutor.errors import ConfigError, PromptError, WeightsError
 from ldm_tutor.models.autoencoder import Autoencoder
@@ -104,13 +108,15 @@ class Pipeline:
         start: Latents | None = None,
         start_at: int = 0,
         edit: Callable[[SampleState], Latents] | None = None,
+        context: Context | None = None,
     ) -> Iterator[SampleState]:
         """Yield the state after every step of `draw`: stop, look, and go on.
 
-        `start` and `start_at` begin from given latents at step `start_at` of the run (see `redraw`).
+        `start` and `start_at` begin from given latents at step `start_at` of the run (see `redraw`). `edit` may replace
+        the latents after each step; `context`: vectors for the sentences other than `embed` gives.
         """
         self._check_batch(prompts, seeds, negative)
-        context = self.embed(prompts)
+        context = self.embed(prompts) if context is None else context
         empty = self.embed(list(negative) if negative is not None else [""])
         denoiser = Guided(self.unet, context, empty, guidance)
         run = sample(
@@ -155,6 +161,101 @@ class Pipeline:
         states = self.steps(
             prompts, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler, start=noisy, start_at=start_at
         )
+        return self.decode(_last(states).latents)
+
+    def edit(self, change: Change, *, num_steps: int = 20, guidance: float = 4.0, sampler: str = "dpm++") -> Pictures:
+        """Draw the picture of `change.source` and, beside it, the same picture changed: (2, 3, H, W).
+
+        Prompt-to-prompt (Hertz et al. 2022, arXiv 2208.01626): both start from one noise, and the second takes over
+        attention maps of the first as `change.injection` says. See `edit_many` for several.
+        """
+        before, after = self.edit_many([change], num_steps=num_steps, guidance=guidance, sampler=sampler)
+        return torch.cat([before, after])
+
+    def edit_many(
+        self, changes: Sequence[Change], *, num_steps: int = 20, guidance: float = 4.0, sampler: str = "dpm++"
+    ) -> tuple[Pictures, Pictures]:
+        """Draw all changes in one batch; return the sources' pictures and the changed ones, in the order of `changes`.
+
+        Errors: PromptError for words that are not in their sentence and sentences that cannot be aligned, ConfigError
+        for a setting or a change of nothing, AttentionTapError where the U-Net is compiled or has no such layers.
+        """
+        plan = EditPlan(self.tokenizer, changes, num_steps)
+        latents = _last(self.edit_steps(plan, num_steps=num_steps, guidance=guidance, sampler=sampler)).latents
+        return self.decode(latents[plan.sources]), self.decode(latents[plan.targets])
+
+    def edit_steps(
+        self,
+        plan: EditPlan,
+        *,
+        num_steps: int,
+        guidance: float = 4.0,
+        sampler: str = "dpm++",
+        inversion: Inversion | None = None,
+    ) -> Iterator[SampleState]:
+        """Yield the state after every step of an edit, one row per entry of `plan.prompts`.
+
+        `num_steps` is that of the plan. With an `inversion` (of one picture, and of so many steps) all rows start from
+        its noise and go by DDIM, with its empty contexts.
+        """
+        with torch.inference_mode():
+            tokens = self.tokenizer(plan.prompts).to(self.device)
+            context = encode_weighted(self.text_encoder, tokens, plan.spoken)
+        if inversion is None:
+            run = self.steps(
+                plan.prompts,
+                plan.seeds,
+                num_steps=num_steps,
+                guidance=guidance,
+                sampler=sampler,
+                edit=plan.blend,
+                context=context,
+            )
+        else:
+            if (inversion.num_steps, len(inversion.noise)) != (num_steps, 1):
+                given = inversion.num_steps, len(inversion.noise)
+                raise ConfigError("edit: the inversion", given=given, expected=f"{num_steps} steps of one picture")
+            denoiser = StepwiseGuided(self.unet, context, inversion.empties, guidance)
+            start = inversion.noise.expand(len(plan.prompts), -1, -1, -1)
+            run = sample(denoiser, start, self.schedule, num_steps=num_steps, edit=plan.blend)
+        while True:
+            with watch(self.unet, plan.tap, "all"), torch.inference_mode():  # held only while a step runs
+                state = next(run, None)
+            if state is None:
+                return
+            yield state
+
+    def invert(
+        self,
+        picture: Pictures,
+        sentence: str,
+        *,
+        num_steps: int = 20,
+        guidance: float = 4.0,
+        inner_steps: int = INNER_STEPS,
+    ) -> Inversion:
+        """Find the noise, and the empty contexts, from which the guided drawing of `sentence` is this picture.
+
+        `picture`: (1, 3, H, W) in [-1, 1]. DDIM inversion, then null-text inversion with `inner_steps` steps of Adam
+        for each step of the drawing; with 0 of them it is DDIM inversion alone.
+        """
+        self._check_batch([sentence], [0], None)
+        with torch.no_grad():
+            latents = self.autoencoder.config.scale_factor * self.autoencoder.encode(picture.to(self.device)).mode()
+            context = self.text_encoder(self.tokenizer([sentence]).to(self.device))
+            empty = self.text_encoder(self.tokenizer.empty(1).to(self.device))
+        path = ddim_path(self.unet, latents, context, self.schedule, num_steps)
+        return null_text(self.unet, path, context, empty, self.schedule, guidance, inner_steps=inner_steps)
+
+    def edit_picture(self, inversion: Inversion, changes: Sequence[Change], *, guidance: float = 4.0) -> Pictures:
+        """Draw an inverted picture again, and its changes: (1 + number of changes, 3, H, W).
+
+        `guidance` as in the inversion; all changes have the inversion's sentence as their source, and one seed.
+        """
+        if len({(change.source, change.seed) for change in changes}) != 1:
+            raise ConfigError("edit_picture: changes", given=len(changes), expected="some, with one source and seed")
+        plan = EditPlan(self.tokenizer, changes, inversion.num_steps)
+        states = self.edit_steps(plan, num_steps=inversion.num_steps, guidance=guidance, inversion=inversion)
         return self.decode(_last(states).latents)
 
     @staticmethod

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from ldm_tutor.errors import AttentionTapError, ConfigError
+from ldm_tutor.errors import AttentionTapError, ConfigError, ShapeError
+from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.nn.attention import Call
-from ldm_tutor.shapes import Float, Tensor
+from ldm_tutor.nn.transformer import causal_mask
+from ldm_tutor.shapes import Context, Float, Tensor, Tokens
 
 
 class Ignore:
@@ -61,3 +63,39 @@ class Ignore:
                 expected="one list for each sentence of the batch",
             )
         return [self.lists[0 if self.shared else row.prompt] if row.conditional else [] for row in rows]
+
+
+def encode_weighted(
+    text_encoder: TextEncoder, tokens: Tokens, factors: Sequence[Mapping[tuple[int, ...], float]]
+) -> Context:
+    """Return the context of sentences (b, n) in which words speak more, or less, to the tokens behind them.
+
+    The text tower lets each token see those before it, so a word whose own token is silenced in the U-Net still speaks
+    through the later ones. `factors`: for each sentence the places of a word -> factor f. With c the context as it is
+    and c' the one whose tower hides the word from all other tokens, the context becomes c + (f - 1)(c - c'): 1 leaves
+    it, 0 takes the word out of all others, 2 says it twice as much. The word's own vector stays as it is.
+    """
+    if len(factors) != len(tokens) or any(not 0 <= p < tokens.shape[1] for each in factors for w in each for p in w):
+        raise ShapeError(
+            "encode_weighted: factors",
+            given=factors,
+            expected=f"{len(tokens)} mappings of places below {tokens.shape[1]}",
+        )
+    plain = text_encoder(tokens)
+    context = plain.clone()
+    for number, words in enumerate(factors):
+        for places, factor in words.items():
+            if factor != 1:
+                without = _hidden_from_others(text_encoder, tokens[number : number + 1], list(places))[0]
+                context[number] += (factor - 1) * (plain[number] - without)
+    return context
+
+
+def _hidden_from_others(text_encoder: TextEncoder, tokens: Tokens, places: list[int]) -> Context:
+    mask = causal_mask(tokens.shape[1], tokens.device)
+    mask[:, places] = False
+    mask[places, places] = True
+    x = text_encoder.token_embedding(tokens) + text_encoder.position_embedding.weight[: tokens.shape[1]]
+    for layer in text_encoder.layers:
+        x = layer(x, mask)
+    return text_encoder.norm_out(x)

@@ -27,11 +27,12 @@ from ldm_tutor.cli.options import (
 
 EXAMPLE = "Example: ldm-tutor evaluate pictures --num 512 --json result.json"
 # Scenes, unless --num says otherwise.
-NUMS = {"pictures": 256, "autoencoder": 512, "clip": 4096, "judge": 2000, "grounding": 500}
-FEWEST = {"pictures": 2, "autoencoder": 1, "clip": 512, "judge": 1, "grounding": 16}
+NUMS = {"pictures": 256, "autoencoder": 512, "clip": 4096, "judge": 2000, "grounding": 500, "editing": 300}
+FEWEST = {"pictures": 2, "autoencoder": 1, "clip": 512, "judge": 1, "grounding": 16, "editing": 8}
 BATCH = 64  # pictures drawn at once
+EDIT_BATCH = 6  # edits, each with its source and its companions
 
-TargetName = Literal["pictures", "autoencoder", "clip", "judge", "grounding"]
+TargetName = Literal["pictures", "autoencoder", "clip", "judge", "grounding", "editing"]
 
 
 def evaluate(
@@ -53,7 +54,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure a model on held-out scenes. --steps, --guidance and --sampler count for 'pictures' alone."""
+    """Measure a model on held-out scenes. --steps, --guidance and --sampler count for 'pictures' and 'editing'."""
     out = check_out(json, ".json", "--json") if json is not None else None
     num = NUMS[target] if num is None else num
     if num < FEWEST[target]:
@@ -80,7 +81,13 @@ def evaluate(
     else:
         judge = evaluation.load_judge(folder, place)
         pipeline = load_pipeline(folder, place)
-        report = evaluation.evaluate_pictures(pipeline, judge, wrap=_bar(num), **settings, **drawing)
+        if target == "editing":
+            bar = _bar(num, EDIT_BATCH)
+            report = evaluation.evaluate_editing(
+                pipeline, judge, wrap=bar, batch_size=EDIT_BATCH, **settings, **drawing
+            )
+        else:
+            report = evaluation.evaluate_pictures(pipeline, judge, wrap=_bar(num), **settings, **drawing)
         settings |= report.pop("settings")
 
     print(table([("", "value", "95% interval", "n"), *(_row(*each) for each in flat(report))]))
@@ -113,11 +120,11 @@ def _given(settings: dict[str, Any]) -> list[str]:
     return [word for key, name in names.items() if key in settings for word in (name, str(settings[key]))]
 
 
-def _bar(num: int) -> Any:
+def _bar(num: int, batch: int = BATCH) -> Any:
     """Return a progress bar for batches of pictures."""
     from tqdm import tqdm
 
     def show(batches: Iterable[Any], desc: str = "") -> Iterable[Any]:
-        return tqdm(batches, total=-(-num // BATCH), desc=desc, unit="batch")
+        return tqdm(batches, total=-(-num // batch), desc=desc, unit="batch")
 
     return show

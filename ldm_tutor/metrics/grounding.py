@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ldm_tutor.attention_maps.align import sentence_words as sentence_words  # lessons take it from here
+from ldm_tutor.attention_maps.align import word_places as word_places
 from ldm_tutor.attention_maps.record import Record, Recorder
 from ldm_tutor.attention_maps.watch import watch
 from ldm_tutor.data.scenes.datasets import ScenePictures
@@ -41,19 +43,6 @@ class Case:
     tokens: tuple[int, ...]
     others: tuple[int, ...]
     mask: Bool[Tensor, "H W"]
-
-
-def sentence_words(tokenizer: Tokenizer, sentence: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Return every word with the places of its pieces in the context; place 0 is the start mark."""
-    places: dict[int, list[int]] = {}
-    for place, (_, index) in enumerate(tokenizer.pieces(sentence), 1):
-        places.setdefault(index, []).append(place)
-    return [(word, tuple(places[index])) for index, word in enumerate(split_words(sentence))]
-
-
-def word_places(tokenizer: Tokenizer, sentence: str, word: str) -> tuple[int, ...]:
-    """Return the places of the pieces of `word` where it stands first in the sentence; () if it is not there."""
-    return next((places for each, places in sentence_words(tokenizer, sentence) if each == word), ())
 
 
 def find_cases(tokenizer: Tokenizer, scenes: ScenePictures) -> list[Case]:

@@ -1,0 +1,93 @@
+"""Local blend: what lies outside the changed words' places stays the source's, in the latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from ldm_tutor.attention_maps.edit import Pair, conditional_rows
+from ldm_tutor.errors import ConfigError
+from ldm_tutor.nn.attention import Call
+from ldm_tutor.sampling.loop import SampleState
+from ldm_tutor.shapes import Bool, Float, Latents, Tensor
+
+LARGEST_GRID = 16  # maps of up to 16 x 16 positions say where a word is, as in the published code
+
+
+class LocalBlend:
+    """Watches where the changed words are, and lets the target differ from the source only there.
+
+    `look` is the tap, `blend` the `edit` of `sample`. A word's place is its cross-attention, averaged over heads, over
+    the layers of the finest grid of at most 16 x 16 positions and over the steps so far; the largest of 3 x 3
+    neighbours, brought to the latents' size, divided by its largest value. Where that is above `threshold` for the
+    words of the source or of the target, the target keeps its latents; elsewhere it takes the source's. For the first
+    `start` of the steps nothing is blended.
+
+    `threshold`: one for all pairs, or one for each. `words`: for each pair the token places in the source and in the
+    target; a pair with none in either stays whole.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        words: Sequence[tuple[Sequence[int], Sequence[int]]],
+        pairs: Sequence[Pair] = ((0, 1),),
+        *,
+        threshold: float | Sequence[float] = 0.3,
+        start: float = 0.2,
+    ) -> None:
+        if len(words) != len(pairs):
+            raise ConfigError("LocalBlend: words", given=len(words), expected=f"{len(pairs)}, one entry per pair")
+        thresholds = [threshold] * len(pairs) if isinstance(threshold, (int, float)) else list(threshold)
+        if len(thresholds) != len(pairs) or not all(0 <= each < 1 for each in (*thresholds, start)):
+            raise ConfigError(
+                "LocalBlend",
+                given=(threshold, start),
+                expected="thresholds (one, or one per pair) and start, 0 to below 1",
+            )
+        self.pairs, self.words = tuple(pairs), [tuple(map(tuple, each)) for each in words]
+        self.thresholds, self.first = thresholds, int(start * num_steps)
+        self.masks: Bool[Tensor, "pairs h w"] | None = None  # of the last blend, for whoever wants to look
+        self._grid = (0, 0)
+        self._sums: Tensor | None = None  # pairs 2 n, over the layers of the finest grid and over the steps
+
+    def look(self, call: Call, probs: Float[Tensor, "b heads n m"]) -> None:
+        """Take in one cross-attention map; the model's output stays as it is."""
+        height, width = call.grid
+        finer = height * width > self._grid[0] * self._grid[1]
+        if call.site.kind != "cross" or height > LARGEST_GRID or width > LARGEST_GRID:
+            return
+        if not finer and call.grid != self._grid:
+            return
+        rows = conditional_rows(call, probs, "LocalBlend")
+        columns = [place for pair in zip(self.pairs, self.words, strict=True) for place in zip(*pair, strict=True)]
+        maps = torch.stack([probs[rows[k]][..., list(places)].sum(-1).mean(0) for k, places in columns])
+        maps = maps.unflatten(0, (-1, 2))  # (pairs 2) n -> pairs 2 n
+        if finer:
+            self._grid, self._sums = call.grid, torch.zeros_like(maps)
+        assert self._sums is not None
+        self._sums = self._sums + maps
+
+    def blend(self, state: SampleState) -> Latents:
+        """Return the latents that the run goes on with."""
+        if state.step < self.first or self._sums is None:
+            return state.latents
+        latents = state.latents.clone()
+        self.masks = self.where(latents.shape[2], latents.shape[3])
+        for (source, target), mask in zip(self.pairs, self.masks, strict=True):
+            latents[target] = torch.where(mask, latents[target], latents[source])
+        return latents
+
+    def where(self, h: int, w: int) -> Bool[Tensor, "pairs h w"]:
+        """Return where each pair's target may differ from its source."""
+        assert self._sums is not None
+        fields = self._sums.unflatten(2, self._grid)  # pairs 2 h w
+        fields = F.max_pool2d(fields, 3, stride=1, padding=1)
+        fields = F.interpolate(fields, size=(h, w), mode="nearest")
+        least = torch.tensor(self.thresholds, dtype=fields.dtype, device=fields.device)[:, None, None, None]
+        inside = fields > least * fields.amax(dim=(2, 3), keepdim=True)
+        mask = inside.any(dim=1)
+        free = torch.tensor([not any(each) for each in self.words], device=mask.device)
+        return mask | free[:, None, None]
