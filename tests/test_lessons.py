@@ -6,8 +6,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from prose_numbers import unsupported_numbers
 
-from ldm_tutor.lessons.build import NOTEBOOKS, SOURCES, differences
+from ldm_tutor.lessons.build import NOTEBOOKS, SOURCES, WIDGET_VIEW, differences
 from ldm_tutor.lessons.checks import EXERCISES
 from ldm_tutor.lessons.course import LESSONS, find_lesson
 
@@ -15,6 +16,7 @@ MAX_CELL_LINES = 40
 MAX_BYTES = 700_000
 HEADINGS = ("Try first", "Exercises", "Recap", "Common mistakes", "Terms", "References", "Next stop")
 CALLS = ("fact_box(", "course_map(")
+TAGS = {"hide-input", "nbval-ignore-output", "nbval-skip", "raises-exception", "band"}
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,22 @@ def unstable_text(notebook):
     return found
 
 
+def unknown_tags(notebook):
+    """A tag that nothing reads is a slip of the pen: `nbval-ignore-outputs` would compare what it should not."""
+    return [f"{cell.id}: {tag}" for cell in notebook.cells for tag in cell.metadata.get("tags", []) if tag not in TAGS]
+
+
+def widgets_without_a_picture(notebook):
+    """Whoever reads without a kernel sees a picture where a widget would be."""
+    found = []
+    for cell in code_cells(notebook):
+        forms = [output.get("data", {}) for output in cell.outputs]
+        pictures = [data for data in forms if re.search(r'<img[^>]*src="data:image/', data.get("text/html", ""))]
+        if any(WIDGET_VIEW in data for data in forms) and not pictures:
+            found.append(f"{cell.id}: a widget without a picture that stands still")
+    return found
+
+
 def missing_parts(notebook):
     headings = [line.lstrip("# ").lower() for line in prose(notebook).splitlines() if re.match(r"#+ ", line)]
     code = "\n".join(cell.source for cell in code_cells(notebook))
@@ -170,6 +188,9 @@ RULES = (
     long_cells,
     pictures_without_words,
     unstable_text,
+    unknown_tags,
+    widgets_without_a_picture,
+    unsupported_numbers,
     missing_parts,
 )
 
@@ -281,6 +302,35 @@ def print_an_address(notebook):
     notebook.cells[2].outputs.append(nbformat.v4.new_output("stream", name="stdout", text="<cat at 0x7f00aa11bb22>"))
 
 
+def print_a_home_folder(notebook):
+    notebook.cells[2].outputs.append(nbformat.v4.new_output("stream", name="stdout", text="/home/" + "me/runs"))
+
+
+def misspell_a_tag(notebook):
+    notebook.cells[2].metadata["tags"] = ["nbval-ignore-outputs"]
+
+
+def show_a_bare_widget(notebook):
+    view = {"text/plain": "Text()", WIDGET_VIEW: {"model_id": "1"}}
+    notebook.cells[1].outputs.append(nbformat.v4.new_output("display_data", data=view))
+
+
+def claim_a_share(notebook):
+    notebook.cells[0].source += "\n\nIt follows 87% of the sentences."
+
+
+def claim_a_value(notebook):
+    notebook.cells[0].source += "\n\nThe loss falls to 0.137, see lesson 12 and 2021 (arXiv 2101.00001)."
+
+
+def claim_a_large_number(notebook):
+    notebook.cells[0].source += "\n\nThere are 12,345 pictures."
+
+
+def quote_a_table_without_its_paper(notebook):
+    notebook.cells[0].source += "\n\nOurs reaches 23.31 on the test set."
+
+
 def drop_a_heading(notebook):
     notebook.cells[0].source = notebook.cells[0].source.replace("## Recap", "## Summary")
 
@@ -302,6 +352,13 @@ FAULTS = (
     (put_a_bare_picture_in_the_prose, pictures_without_words),
     (print_a_time, unstable_text),
     (print_an_address, unstable_text),
+    (print_a_home_folder, unstable_text),
+    (misspell_a_tag, unknown_tags),
+    (show_a_bare_widget, widgets_without_a_picture),
+    (claim_a_share, unsupported_numbers),
+    (claim_a_value, unsupported_numbers),
+    (claim_a_large_number, unsupported_numbers),
+    (quote_a_table_without_its_paper, unsupported_numbers),
     (drop_a_heading, missing_parts),
     (drop_the_map, missing_parts),
 )
@@ -324,3 +381,30 @@ def test_the_counts():
     assert missing_exercises(notebook, "start_here")
     notebook.cells[0].source += "\n\n[a](nowhere.png) [b](01_autoencoder.ipynb) [c](https://example.org/x)"
     assert broken_links(notebook, Path(__file__).parent) == ["nowhere.png"]
+
+
+@pytest.mark.parametrize(
+    ("prose", "printed"),
+    [
+        ("It follows 87% of the sentences.", "followed: 0.8712"),
+        ("It follows 87 per cent of them, and 3.1 times as many.", "87 % and 3.14"),
+        ("There are 12,345 pictures.", "12345"),
+        ("The loss ends at 0.14.", "loss 0.137"),
+        ("Rombach et al. report an FID of 23.31 (table 2).", ""),
+        ("Equation 12, tables 2 and 3.11, section 3.3, lesson 08, in 2021 (arXiv 2112.10752).", ""),
+        ("The shape is `(1, 4, 333)`, and $s = 7.77$.", ""),
+        ("Three cats, 12 dogs.", ""),
+    ],
+)
+def test_a_number_with_something_behind_it_is_fine(prose, printed):
+    notebook = small_notebook()
+    notebook.cells[0].source += f"\n\n{prose}"
+    notebook.cells[2].outputs.append(nbformat.v4.new_output("stream", name="stdout", text=printed))
+    assert unsupported_numbers(notebook) == []
+
+
+def test_one_number_too_few():
+    notebook = small_notebook()
+    notebook.cells[0].source += "\n\nIt follows 87% of 12,345 sentences and 0.5 of the rest."
+    notebook.cells[2].outputs.append(nbformat.v4.new_output("stream", name="stdout", text="0.86 of 1,234"))
+    assert [each.split(": ")[1].split(" in ")[0] for each in unsupported_numbers(notebook)] == ["87%", "12,345", "0.5"]
