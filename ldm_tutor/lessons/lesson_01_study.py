@@ -9,6 +9,7 @@ was broken off goes on from its checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import logging
@@ -34,7 +35,7 @@ from ldm_tutor.weights.shipped import resolve, shipped_folder
 log = logging.getLogger("ldm_tutor.lessons.lesson_01_study")
 
 FOLDER = "lesson_01"  # in data/weights
-NUM_STEPS, NUM_SCENES, NUM_WATCHED, WATCH_EVERY = 120, 2_000, 32, 10
+NUM_STEPS, NUM_SCENES, NUM_WATCHED, WATCH_EVERY = 400, 4_000, 32, 20
 # Widths, one entry per level, and latent channels. The latents hold 3072, 1024, 512 and 256 numbers, of the picture's
 # 12288. f = 2 goes without attention, which would have 1,024 positions to compare.
 SHAPES: dict[int, tuple[tuple[int, ...], int]] = {
@@ -69,7 +70,7 @@ class Trial:
 
     def recipe(self) -> AutoencoderRecipe:
         """Return the weights of its losses: the course's own, but for the KL's, and without an adversary."""
-        return AutoencoderRecipe(kl_weight=self.kl_weight, adversarial_weight=0.0, batch_size=8, peak_lr=8e-3)
+        return AutoencoderRecipe(kl_weight=self.kl_weight, adversarial_weight=0.0, batch_size=8, peak_lr=5e-3)
 
 
 TRIALS = {f"autoencoder_f{f}": Trial(f, 1e-6) for f in SHAPES}
@@ -159,12 +160,14 @@ def run_trial(name: str, pictures: torch.Tensor, folder: Path, target: Path) -> 
     notes: dict[str, list[dict[str, float]]] = {"rows": []}
     resume = (folder / "autoencoder.checkpoint").is_file()
     seconds = 0.0
-    for record in train(stage, Budget(steps=trial.steps), folder, resume=resume, notes=notes, save_every=60):
-        seconds = record.seconds
-        if record.step == 1 or record.step % WATCH_EVERY == 0:
-            values = {**record.values, **watch(stage.coder.ema, watched)}
-            values.pop("critic")  # there is none
-            notes["rows"].append({"step": record.step, **{key: float(f"{v:.5g}") for key, v in values.items()}})
+    run = train(stage, Budget(steps=trial.steps), folder, resume=resume, notes=notes, save_every=60)
+    with contextlib.closing(run) as records:  # stopped half way, it leaves a checkpoint
+        for record in records:
+            seconds = record.seconds
+            if record.step == 1 or record.step % WATCH_EVERY == 0:
+                values = {**record.values, **watch(stage.coder.ema, watched)}
+                values.pop("critic")  # there is none
+                notes["rows"].append({"step": record.step, **{key: float(f"{v:.5g}") for key, v in values.items()}})
     made = stage.finish(folder, {"seed": 0, "steps": trial.steps, "seconds": round(seconds, 1)})[0]
     header = read_header(made)
     metadata = {**header["metadata"], "recipe": dataclasses.asdict(trial.recipe()), "num_scenes": len(pictures)}

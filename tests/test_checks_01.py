@@ -1,0 +1,305 @@
+"""The exercises of lesson 01: right answers in several styles pass, each typical slip gets its own diagnosis."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ldm_tutor.lessons import lesson_01_judges as judges
+from ldm_tutor.lessons.checks import EXERCISES, check, hint, solution
+from ldm_tutor.lessons.exercises import KINDS, LOOK_AGAIN, NOT_DONE, PASS
+from ldm_tutor.weights.shipped import shipped_folder
+
+MINE = {address: each for address, each in EXERCISES.items() if each.lesson == "autoencoder"}
+FUNCTIONS = ("kl", "sample", "scale")
+needs_weights = pytest.mark.skipif(not shipped_folder().exists(), reason="the shipped weights are not there")
+
+
+@pytest.fixture(autouse=True)
+def made_up_eyes(monkeypatch):
+    """The judge reads less the more noise there is; the real one is tested on its own."""
+    monkeypatch.setattr(judges, "looks", lambda strength: (1 - strength / 8, 30 - 8 * strength))
+
+
+def give(name, answer):
+    return getattr(check.autoencoder, name)(answer)
+
+
+# --- all of them
+
+
+def test_there_are_four_to_six_exercises_of_every_kind():
+    assert 4 <= len(MINE) <= 6
+    assert {each.kind for each in MINE.values()} == set(KINDS)
+    assert all(1 <= each.difficulty <= 5 and each.minutes > 0 for each in MINE.values())
+
+
+@pytest.mark.parametrize("address", [each for each in MINE if not each.endswith("noise_limit")])
+def test_the_solution_passes(address):
+    names = {}
+    exec(str(solution(address)), names)
+    verdict = MINE[address].check(names["answer"])
+    assert verdict.state == PASS, verdict
+
+
+@pytest.mark.parametrize("address", MINE)
+@pytest.mark.parametrize("stub", [None, ..., (), [...]], ids=repr)
+def test_a_stub_is_not_done_yet(address, stub):
+    assert MINE[address].check(stub).state == NOT_DONE
+
+
+@pytest.mark.parametrize("address", MINE)
+@pytest.mark.parametrize(
+    "answer",
+    ["", "many", object(), math.nan, math.inf, -1, {}, np.zeros(3), torch.zeros(2, 2), b"x", (3, 4), int, lambda: 1],
+    ids=lambda answer: type(answer).__name__,
+)
+def test_no_answer_raises(address, answer):
+    verdict = MINE[address].check(answer)
+    assert verdict.state == LOOK_AGAIN, verdict
+    assert verdict.message and "0x7" not in repr(verdict)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_that_are_not_written_return_nothing_or_rubbish(name):
+    def unwritten(*arguments):
+        raise NotImplementedError
+
+    assert give(name, unwritten).state == NOT_DONE
+    assert give(name, lambda *arguments: None).state == NOT_DONE
+    for rubbish in ("text", object(), {}, [["a"]], torch.tensor(math.nan), torch.zeros(3), torch.zeros(3).long(), True):
+        verdict = give(name, lambda *arguments, rubbish=rubbish: rubbish)
+        assert verdict.state == LOOK_AGAIN, (rubbish, verdict)
+
+
+@pytest.mark.parametrize("address", MINE)
+def test_hints_go_from_a_question_to_a_skeleton(address):
+    question, idea, skeleton = hint(address).steps
+    assert question.endswith("?") and idea.endswith(".") and "..." in skeleton
+
+
+# --- same_size
+
+
+@pytest.mark.parametrize("answer", [4096, 4096.0, "4096", np.int64(4096), torch.tensor(4096), 16 * 16 * 16], ids=repr)
+def test_same_size_right(answer):
+    assert give("same_size", answer).state == PASS
+
+
+@pytest.mark.parametrize(
+    ("answer", "diagnosis"),
+    [
+        (256, "number of positions"),
+        (65536, "f once"),
+        (1024, "f = 8"),
+        (16384, "not 32"),
+        (768, "16 channels"),
+        (48, "how many times fewer"),
+        (196608, "the picture's own"),
+        (8192, "half of that"),
+        (5000, "how many positions"),
+    ],
+)
+def test_same_size_slips(answer, diagnosis):
+    verdict = give("same_size", answer)
+    assert verdict.state == LOOK_AGAIN and diagnosis in verdict.message, verdict
+
+
+# --- kl
+
+
+def kl_by_library(mean, logvar):
+    cloud = torch.distributions.Normal(mean, (logvar / 2).exp())
+    standard = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    return torch.distributions.kl_divergence(cloud, standard).sum(dim=(1, 2, 3))
+
+
+def kl_by_loop(mean, logvar):
+    rows = []
+    for m, v in zip(mean, logvar, strict=True):
+        sigma = torch.sqrt(torch.exp(v))
+        rows.append(torch.sum(-torch.log(sigma) + (sigma**2 + m**2) / 2 - 0.5))
+    return torch.stack(rows)
+
+
+def kl_einsum(mean, logvar):
+    square = torch.einsum("bchw,bchw->b", mean, mean)
+    return 0.5 * (square + (logvar.exp() - logvar - 1).sum((1, 2, 3)))
+
+
+def summed(formula):
+    return lambda mean, logvar: formula(mean, logvar).flatten(1).sum(1)
+
+
+def in_place(mean, logvar):
+    mean **= 2
+    return (0.5 * (mean + logvar.exp() - 1 - logvar)).flatten(1).sum(1)
+
+
+KL_SLIPS = {
+    "half in front": summed(lambda m, v: m**2 + v.exp() - 1 - v),
+    "sign is turned": summed(lambda m, v: -0.5 * (m**2 + v.exp() - 1 - v)),
+    "sigma stands": summed(lambda m, v: 0.5 * (m**2 + (v / 2).exp() - 1 - v)),
+    "square twice": summed(lambda m, v: 0.5 * (m**2 + v.exp() ** 2 - 1 - v)),
+    "not numbers": summed(lambda m, v: 0.5 * (m**2 + v - 1 - v.log())),
+    "without another half": summed(lambda m, v: 0.5 * (m**2 + v.exp() - 1 - v / 2)),
+    "the 1 is missing": summed(lambda m, v: 0.5 * (m**2 + v.exp() - v)),
+    "must be squared": summed(lambda m, v: 0.5 * (m + v.exp() - 1 - v)),
+    "small clouds must cost more": summed(lambda m, v: 0.5 * (m**2 + v.exp() - 1 + v)),
+    "sum over channels": lambda m, v: 0.5 * (m**2 + v.exp() - 1 - v),
+    "whole batch": lambda m, v: (0.5 * (m**2 + v.exp() - 1 - v)).sum(),
+    "divergence of independent numbers is a sum": lambda m, v: (0.5 * (m**2 + v.exp() - 1 - v)).flatten(1).mean(1),
+    "five numbers": lambda m, v: (0.5 * (m**2 + v.exp() - 1 - v)).sum((2, 3)),
+    "changes what it was given": in_place,
+    "off by up to": lambda m, v: torch.ones(5),
+}
+
+
+@pytest.mark.parametrize("mine", [kl_by_library, kl_by_loop, kl_einsum])
+def test_kl_right(mine):
+    verdict = give("kl", mine)
+    assert verdict.state == PASS, verdict
+
+
+@pytest.mark.parametrize("diagnosis", KL_SLIPS)
+def test_kl_slips(diagnosis):
+    verdict = give("kl", KL_SLIPS[diagnosis])
+    assert verdict.state == LOOK_AGAIN and diagnosis in verdict.message, verdict
+
+
+# --- sample
+
+
+def normal(mean, generator):
+    return torch.randn(mean.shape, generator=generator)
+
+
+def with_a_root(mean, logvar, generator):
+    return normal(mean, generator).mul(logvar.exp().sqrt()).add(mean)
+
+
+def picture_by_picture(mean, logvar, generator):
+    rows = [m + torch.exp(v / 2) * torch.randn(m.shape, generator=generator) for m, v in zip(mean, logvar, strict=True)]
+    return torch.stack(rows)
+
+
+def minus_noise(mean, logvar, generator):
+    return torch.addcmul(mean, (0.5 * logvar).exp(), -normal(mean, generator))
+
+
+SAMPLE_SLIPS = {
+    "the variance": lambda m, v, g: m + v.exp() * normal(m, g),
+    "same noise": lambda m, v, g: m + (v / 2).exp() * torch.randn(m.shape[1:], generator=g),
+    "multiplied by logvar": lambda m, v, g: m + v * normal(m, g),
+    "not scaled": lambda m, v, g: m + normal(m, g),
+    "square sigma twice": lambda m, v, g: m + v.exp() ** 2 * normal(m, g),
+    "without noise": lambda m, v, g: m + 0 * v,
+    "no gradient comes back": lambda m, v, g: (m + (v / 2).exp() * normal(m, g)).detach(),
+    "no gradient reaches mean": lambda m, v, g: m.detach() + (v / 2).exp() * normal(m, g),
+    "no gradient reaches logvar": lambda m, v, g: m + (v / 2).exp().detach() * normal(m, g),
+    "same generator": lambda m, v, g: m + (v / 2).exp() * torch.randn_like(m),
+    "another generator": lambda m, v, g: m + (v / 2).exp() * normal(m, torch.Generator().manual_seed(0)),
+    "not normal": lambda m, v, g: m + (v / 2).exp() * (torch.rand(m.shape, generator=g) - 0.5) * 12**0.5,
+    "the noise has a mean": lambda m, v, g: m + (v / 2).exp() * (normal(m, g) + 0.5),
+    "not numbers": lambda m, v, g: m + v.sqrt() * normal(m, g),
+    "has the shape": lambda m, v, g: (m + (v / 2).exp() * normal(m, g))[0],
+    "your latents spread by": lambda m, v, g: m + 3 * (v / 2).exp() * normal(m, g),
+}
+
+
+@pytest.mark.parametrize("mine", [with_a_root, picture_by_picture, minus_noise])
+def test_sample_right(mine):
+    verdict = give("sample", mine)
+    assert verdict.state == PASS, verdict
+
+
+@pytest.mark.parametrize("diagnosis", SAMPLE_SLIPS)
+def test_sample_slips(diagnosis):
+    verdict = give("sample", SAMPLE_SLIPS[diagnosis])
+    assert verdict.state == LOOK_AGAIN and diagnosis in verdict.message, verdict
+
+
+def test_torch_normal_draws_well_and_learns_nothing():
+    verdict = give("sample", lambda m, v, g: torch.normal(m, (v / 2).exp(), generator=g))
+    assert verdict.state == LOOK_AGAIN and "gradient" in verdict.message
+
+
+def test_the_fault_to_fix_is_named_step_by_step():
+    """The function in the notebook, then with one fault less each time."""
+    first = lambda m, v, g: m.detach() + v.exp() * torch.randn(m.shape[1:], generator=g)  # noqa: E731
+    second = lambda m, v, g: m.detach() + v.exp() * normal(m, g)  # noqa: E731
+    third = lambda m, v, g: m.detach() + (v / 2).exp() * normal(m, g)  # noqa: E731
+    said = [give("sample", each).message for each in (first, second, third)]
+    assert len(set(said)) == 3 and "the variance" in said[1] and "reaches mean" in said[2]
+
+
+# --- scale
+
+SCALE_SLIPS = {
+    "is the standard deviation": lambda z: z.std(),
+    "one over the variance": lambda z: 1 / z.var(),
+    "that is the variance": lambda z: z.var(),
+    "leave the mean in": lambda z: 1 / z.square().mean().sqrt(),
+    "over channels": lambda z: 1 / z.std(dim=(0, 2, 3)).mean(),
+    "one factor for all": lambda z: 1 / z.std(dim=(0, 2, 3)),
+    "one outlier": lambda z: 1 / z.abs().max(),
+    "one picture": lambda z: 1 / z[0].std(),
+    "belongs to another": lambda z: 0.18215,
+    "the spread": lambda z: 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [
+        lambda z: 1 / z.std(),
+        lambda z: float(z.flatten().var(correction=0)) ** -0.5,
+        lambda z: 1 / np.std(z.numpy()),
+        lambda z: (z - z.mean()).square().mean().rsqrt(),
+    ],
+)
+def test_scale_right(mine):
+    verdict = give("scale", mine)
+    assert verdict.state == PASS, verdict
+
+
+@pytest.mark.parametrize("diagnosis", SCALE_SLIPS)
+def test_scale_slips(diagnosis):
+    verdict = give("scale", SCALE_SLIPS[diagnosis])
+    assert verdict.state == LOOK_AGAIN and diagnosis in verdict.message, verdict
+
+
+# --- noise_limit
+
+
+@pytest.mark.parametrize("answer", [0.7, 0.75, "0.7", np.float32(0.7), torch.tensor(0.7)], ids=repr)
+def test_noise_limit_right(answer):
+    assert give("noise_limit", answer).state == PASS
+
+
+@pytest.mark.parametrize(
+    ("answer", "diagnosis"),
+    [
+        (0.1, "take more noise"),
+        (0.0, "take more noise"),
+        (0.9, "take less noise"),
+        (4, "take less noise"),
+        (60, "from 0 to 5"),
+        ("much", "one number"),
+    ],
+)
+def test_noise_limit_slips(answer, diagnosis):
+    verdict = give("noise_limit", answer)
+    assert verdict.state == LOOK_AGAIN and diagnosis in verdict.message
+
+
+@needs_weights
+def test_the_real_judge_leaves_room_for_an_answer(monkeypatch):
+    monkeypatch.undo()
+    assert "more noise" in give("noise_limit", 0.1).message
+    assert "less noise" in give("noise_limit", 1.4).message
+    names = {}
+    exec(str(solution("autoencoder.noise_limit")), names)
+    assert 0.3 <= names["answer"] <= 0.9
+    assert give("noise_limit", names["answer"]).state == PASS
