@@ -9,18 +9,32 @@ from ldm_tutor.errors import ConfigError
 from ldm_tutor.lessons.exercises import Exercise, Hints, Solution, Verdict
 from ldm_tutor.lessons.lesson_00 import EXERCISES as LESSON_00
 from ldm_tutor.lessons.lesson_01 import EXERCISES as LESSON_01
+from ldm_tutor.lessons.lesson_02 import EXERCISES as LESSON_02
 from ldm_tutor.lessons.lesson_03 import EXERCISES as LESSON_03
 from ldm_tutor.lessons.lesson_04 import EXERCISES as LESSON_04
 from ldm_tutor.lessons.lesson_05 import EXERCISES as LESSON_05
 from ldm_tutor.lessons.lesson_06 import EXERCISES as LESSON_06
 from ldm_tutor.lessons.lesson_07 import EXERCISES as LESSON_07
 from ldm_tutor.lessons.lesson_08 import EXERCISES as LESSON_08
+from ldm_tutor.lessons.lesson_09 import EXERCISES as LESSON_09
 from ldm_tutor.lessons.lesson_12 import EXERCISES as LESSON_12
 from ldm_tutor.lessons.progress import record_pass
 
 EXERCISES: dict[str, Exercise] = {
     each.address: each
-    for lesson in (LESSON_00, LESSON_01, LESSON_03, LESSON_04, LESSON_05, LESSON_06, LESSON_07, LESSON_08, LESSON_12)
+    for lesson in (
+        LESSON_00,
+        LESSON_01,
+        LESSON_02,
+        LESSON_03,
+        LESSON_04,
+        LESSON_05,
+        LESSON_06,
+        LESSON_07,
+        LESSON_08,
+        LESSON_09,
+        LESSON_12,
+    )
     for each in lesson
 }
 

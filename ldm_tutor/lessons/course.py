@@ -55,6 +55,22 @@ _START_HERE = Facts(
     memory_mb=900,
     builds="The whole way from sentence to picture, by hand, with the model that the course ships.",
 )
+_AUTOENCODER = Facts(
+    goal="Write the KL autoencoder, and measure what its shrinking, its KL and its units do.",
+    needs="Lesson 00; convolutions, means and variances.",
+    minutes_to_read=55,
+    seconds_to_run=90,
+    memory_mb=1200,
+    builds="Encoder and decoder, the diagonal Gaussian with its draw and its KL, a small training, the scale factor.",
+)
+_SHARP_RECONSTRUCTIONS = Facts(
+    goal="Show why pixel losses blur, write the perceptual distance and the patch critic, measure what each buys.",
+    needs="Lesson 00; lesson 01 for the autoencoder. Convolutions and gradients from PyTorch.",
+    minutes_to_read=55,
+    seconds_to_run=60,
+    memory_mb=1100,
+    builds="LPIPS from feature maps, the PatchGAN, the hinge loss, the adaptive weight, and a critic that you train.",
+)
 _CLIP = Facts(
     goal="Build and train the network that puts sentences and pictures into one space, and learn what it misses.",
     needs="Lesson 00; tensors, softmax and cross-entropy from PyTorch.",
@@ -111,17 +127,25 @@ _FULL_SIZE_MODEL = Facts(
     memory_mb=2000,
     builds="The full-size models from the same classes, name maps, parity tests, a budget, and a diffusers folder.",
 )
+_PROMPT_EDITING = Facts(
+    goal="Change one word and keep the picture: write the edits of prompt-to-prompt, and measure what they keep.",
+    needs="Lessons 00 and 07; lesson 08 for guidance. Lesson 06 helps with the real picture.",
+    minutes_to_read=60,
+    seconds_to_run=110,
+    memory_mb=1100,
+    builds="Swap, refine, re-weight, ignore and local blend as taps; alignment of sentences; edits of a real picture.",
+)
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("start_here", "Start here", "What happens between a sentence and a picture?", _START_HERE),
-    ("autoencoder", "Autoencoder", "How small can a picture get?", None),
-    ("sharp_reconstructions", "Sharp reconstructions", "Why are pixel losses blurry?", None),
+    ("autoencoder", "Autoencoder", "How small can a picture get?", _AUTOENCODER),
+    ("sharp_reconstructions", "Sharp reconstructions", "Why are pixel losses blurry?", _SHARP_RECONSTRUCTIONS),
     ("clip", "CLIP", "How do words and pictures meet?", _CLIP),
     ("forward_noising", "Forward noising", "How do you destroy a picture gently?", _FORWARD_NOISING),
     ("unet_denoiser", "U-Net denoiser", "How do you undo it?", _UNET_DENOISER),
     ("sampling", "Sampling", "How do you draw from nothing, and how fast?", _SAMPLING),
     ("cross_attention", "Cross-attention", "How does a word reach a pixel?", _CROSS_ATTENTION),
     ("guidance", "Guidance", "How do you make it listen?", _GUIDANCE),
-    ("prompt_editing", "Prompt editing", "How do you change one word and keep the picture?", None),
+    ("prompt_editing", "Prompt editing", "How do you change one word and keep the picture?", _PROMPT_EDITING),
     ("other_conditions", "Other conditions", "What else can steer it?", None),
     ("measuring", "Measuring", "Is it any good?", None),
     ("full_size_model", "Full-size model", "How do you assemble the real thing?", _FULL_SIZE_MODEL),
