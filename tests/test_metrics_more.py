@@ -103,7 +103,8 @@ def test_inception_score_equals_torchmetrics():
     logits = 2 * torch.randn(200, 9, generator=rng(1))
     theirs = module.InceptionScore(feature=Passing(9), splits=1)
     theirs.update(as_pictures(logits))
-    assert inception_score(logits.double().softmax(dim=1), 1).value == pytest.approx(float(theirs.compute()[0]), rel=1e-4)
+    ours = inception_score(logits.double().softmax(dim=1), 1)
+    assert ours.value == pytest.approx(float(theirs.compute()[0]), rel=1e-4)
 
 
 def test_inception_score_refuses_what_is_no_probability():

@@ -90,7 +90,8 @@ def test_costs_grow_with_the_grid():
 def test_jobs_take_turns():
     order = []
     clock = iter(range(100))
-    found = seconds_side_by_side({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, lambda: next(clock))
+    jobs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    found = seconds_side_by_side(jobs, 3, lambda: next(clock))
     assert order == ["a", "b"] * 4
     assert found == {"a": 1, "b": 1}
 

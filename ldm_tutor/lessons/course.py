@@ -135,6 +135,14 @@ _PROMPT_EDITING = Facts(
     memory_mb=1100,
     builds="Swap, refine, re-weight, ignore and local blend as taps; alignment of sentences; edits of a real picture.",
 )
+_MEASURING = Facts(
+    goal="Write the metrics that papers report, see what each is blind to, and read the pixel-against-latent study.",
+    needs="Lessons 00 and 08; means, covariances and eigenvalues. Lessons 01 and 05 help and are not required.",
+    minutes_to_read=60,
+    seconds_to_run=75,
+    memory_mb=1100,
+    builds="Accuracy with intervals, FID, Inception score, precision and recall, CLIP score, each against the package.",
+)
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("start_here", "Start here", "What happens between a sentence and a picture?", _START_HERE),
     ("autoencoder", "Autoencoder", "How small can a picture get?", _AUTOENCODER),
@@ -147,7 +155,7 @@ _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("guidance", "Guidance", "How do you make it listen?", _GUIDANCE),
     ("prompt_editing", "Prompt editing", "How do you change one word and keep the picture?", _PROMPT_EDITING),
     ("other_conditions", "Other conditions", "What else can steer it?", None),
-    ("measuring", "Measuring", "Is it any good?", None),
+    ("measuring", "Measuring", "Is it any good?", _MEASURING),
     ("full_size_model", "Full-size model", "How do you assemble the real thing?", _FULL_SIZE_MODEL),
     ("training_at_scale", "Training at scale", "How do you train it for real?", None),
     ("your_own_pictures", "Your own pictures", "How do you make it yours?", None),

@@ -76,6 +76,10 @@ NOTATION = {
     "a_own": Symbol("A^*", "probs[target]", "the target's own map"),
     "p_mapper": Symbol("P", "mapper", "which token of the source each token of the target takes from, $m \\times m$"),
     "alpha_take": Symbol(r"\alpha", "table[step]", "per token: 1 takes the source's map, 0 keeps the own"),
+    "mean_a": Symbol(r"\mu_a, \mu_b", "a.mean(dim=0), b.mean(dim=0)", "the mean feature vector of each set"),
+    "cov_a": Symbol("C_a, C_b", "torch.cov(a.T), torch.cov(b.T)", "the covariance of each set's features, $d \\times d$"),
+    "p_yx": Symbol(r"p(y \mid x)", "p", "a classifier's probabilities for one picture"),
+    "p_y": Symbol("p(y)", "p.mean(dim=0)", "the same, averaged over all pictures"),
 }
 GLOSSARY = (
     Term("Latents", "the small grid that stands for a picture", "start_here"),
@@ -154,6 +158,15 @@ GLOSSARY = (
     Term("Working memory", "what a call has made and still needs, beside the weights", "full_size_model"),
     Term("bfloat16", "a number of 2 bytes with the range of float32 and 8 significant bits", "full_size_model"),
     Term("Dry run", "everything runs, with numbers that mean nothing", "full_size_model"),
+    Term("Fréchet distance", "how far two Gaussians are apart, in mean and covariance", "measuring"),
+    Term("FID", "the Fréchet distance of a feature network's vectors, drawn against real", "measuring"),
+    Term("Floor", "what a measure says about real pictures against real pictures", "measuring"),
+    Term("Inception score", "how clear single pictures are, and how different all of them", "measuring"),
+    Term("Precision", "the share of drawn pictures inside the region of the real ones", "measuring"),
+    Term("Recall", "the share of real pictures inside the region of the drawn ones", "measuring"),
+    Term("CLIP score", "100 times the cosine of a picture's and its sentence's vectors", "measuring"),
+    Term("Wilson interval", "where the true share lies in 95 of 100 such measurements", "measuring"),
+    Term("Multiply-add", "one multiplication with its addition, the unit of a network's work", "measuring"),
 )
 _PLACE = re.compile(r"^\{\{(?P<what>\w*)(?P<names>[^}]*)\}\}$", re.MULTILINE)
 
