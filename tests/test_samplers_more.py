@@ -149,6 +149,15 @@ def test_resumed_and_in_any_batch(sampler):
     assert relative(run(alone.initial(SHAPE), alone)[-1].latents, unbroken[-1].latents[1:]) < 1e-6
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "plms"])
+def test_the_end_can_be_chosen_where_there_is_a_choice(sampler):
+    """At alpha_bar 1 the last latents are the clean ones; at alpha_bar[0] a trace of noise stays."""
+    for alpha_one in (True, False):
+        run = sample(denoiser, noisy(), SCHEDULE, sampler=sampler, num_steps=5, final_alpha_one=alpha_one)
+        *_, state = run
+        assert torch.equal(state.latents, state.x0_hat) == alpha_one
+
+
 def test_refusals():
     x = noisy()
     for make, words in (
@@ -164,6 +173,8 @@ def test_refusals():
         (lambda: sample(denoiser, x, SCHEDULE, sampler="euler", eta=0.5), "eta belongs"),
         (lambda: sample(denoiser, x, SCHEDULE, sampler="euler", num_steps=1001), "1 to 1000"),
         (lambda: sample(denoiser, x, SCHEDULE, sampler="pndm"), "plms"),
+        (lambda: sample(denoiser, x, SCHEDULE, sampler="dpm++", final_alpha_one=True), "final_alpha_one.*ddim.*dpm"),
+        (lambda: sample(denoiser, x, SCHEDULE, sampler="euler", final_alpha_one=True), "final_alpha_one"),
     ):
         with pytest.raises(ConfigError, match=words):
             make()

@@ -1,59 +1,153 @@
-"""`ldm-tutor export`: a model of ours as the folder that diffusers opens."""
+"""`ldm-tutor export`: a model, ours or another's, in the files that other programs open."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ldm_tutor.cli.files import check_folder
-from ldm_tutor.cli.options import Weights, weights_folder
+from ldm_tutor.cli.files import check_folder, check_out
+from ldm_tutor.cli.options import weights_folder
 from ldm_tutor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ldm_tutor.weights.diffusers_folder import DiffusersParts
 
 EXAMPLE = "Example: ldm-tutor export --format diffusers --out exported"
 
-FormatName = Literal["diffusers"]
+FormatName = Literal["diffusers", "compvis"]
 TypeName = Literal["float32", "float16", "bfloat16"]
 
 
 def export(
     out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="Where the model goes; made if need be.", show_default=False)
+        Path,
+        typer.Option(
+            "--out",
+            metavar="PLACE",
+            help="Where the model goes: a folder, made if need be; for compvis a file such as model.safetensors.",
+            show_default=False,
+        ),
     ],
     form: Annotated[FormatName, typer.Option("--format", help="Whose layout of files to write.")] = "diffusers",
-    weights: Weights = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="PLACE",
+            help="The model: a folder of ours or of diffusers, one file with a whole model (.safetensors or .ckpt), "
+            "or a name on the Hugging Face hub (owner/name). [default: the model that comes with the course]",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[TypeName, typer.Option("--dtype", help="The type of the numbers on disk.")] = "float32",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that was exported to FOLDER before.")
+        bool, typer.Option("--overwrite", help="Replace a model that was exported to this place before.")
     ] = False,
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="Which model one file with a whole model holds.")
+    ] = "sd_v1",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="PLACE",
+            help="With one file: the folder of its tokenizer, or a name on the hub that has one.",
+            show_default=False,
+        ),
+    ] = None,
+    ema: Annotated[
+        bool | None,
+        typer.Option(
+            "--ema/--no-ema",
+            help="With one file: take the moving average, or the weights that were trained. "
+            "[default: the average where there is one]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a model for other programs: StableDiffusionPipeline.from_pretrained(FOLDER) opens it and draws the same."""
     import torch
 
-    from ldm_tutor.pipeline import load_pipeline
-    from ldm_tutor.weights.diffusers_folder import export_diffusers
-    from ldm_tutor.weights.shipped import resolve
+    source, parts = _open(weights, out, overwrite, form, preset, tokenizer, ema)
+    type_on_disk = getattr(torch, dtype)
+    if form == "compvis":
+        from ldm_tutor.weights.compvis import save_compvis
 
-    source = resolve(weights_folder(weights))
-    _check_free(out, source, overwrite)
-    pipeline = load_pipeline(source)
+        networks = {"unet": parts.unet, "autoencoder": parts.autoencoder, "condition": parts.text_encoder}
+        place = save_compvis(out.expanduser(), **networks, schedule=parts.schedule, dtype=type_on_disk, wrap=_bar)
+        print(f"{place}: {source} as one file, {dtype}, {place.stat().st_size / 1e6:,.1f} MB")
+        return
+
+    from ldm_tutor.weights.diffusers_folder import export_diffusers
+
+    if parts.picture_size is None:
+        raise ConfigError("export: the model does not say how large its pictures are", given=source)
     folder = check_folder(out)
     export_diffusers(
         folder,
+        tokenizer=parts.tokenizer,
+        text_encoder=parts.text_encoder,
+        unet=parts.unet,
+        autoencoder=parts.autoencoder,
+        schedule=parts.schedule,
+        picture_size=parts.picture_size,
+        dtype=type_on_disk,
+        wrap=_bar,
+    )
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {source} as a folder of {form}, {dtype}, {num_bytes / 1e6:,.1f} MB")
+
+
+def _open(
+    weights: Path | None,
+    out: Path,
+    overwrite: bool,
+    form: FormatName,
+    preset: str,
+    tokenizer: Path | None,
+    ema: bool | None,
+) -> tuple[str, DiffusersParts]:
+    """Return the name and the parts of the model to export, after a look at the place where it goes."""
+    from ldm_tutor.config import PRESETS
+    from ldm_tutor.pipeline import load_pipeline
+    from ldm_tutor.presets import sd_v1_inpainting
+    from ldm_tutor.weights.diffusers_folder import DiffusersParts
+    from ldm_tutor.weights.shipped import resolve
+    from ldm_tutor.weights.sources import is_foreign, open_model
+
+    foreign = weights is not None and is_foreign(weights)
+    source = Path(weights).expanduser() if foreign and weights is not None else resolve(weights_folder(weights))
+    if form == "compvis":
+        _check_free_file(out, overwrite)
+    else:
+        _check_free(out, source, overwrite)
+    if foreign:
+        known = {**PRESETS, "sd_v1_inpainting": sd_v1_inpainting}
+        if preset not in known:
+            raise ConfigError("--preset: unknown model", given=preset, expected=f"one of {sorted(known)}")
+        return source.name, open_model(source, model=known[preset](), tokenizer=tokenizer, ema=ema)
+    pipeline = load_pipeline(source)
+    return source.name, DiffusersParts(
         tokenizer=pipeline.tokenizer,
         text_encoder=pipeline.text_encoder,
         unet=pipeline.unet,
         autoencoder=pipeline.autoencoder,
         schedule=pipeline.schedule.config,
         picture_size=pipeline.config.picture_size,
-        dtype=getattr(torch, dtype),
-        wrap=_bar,
     )
-    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {source.name} as a folder of {form}, {dtype}, {num_bytes / 1e6:,.1f} MB")
+
+
+def _check_free_file(out: Path, overwrite: bool) -> None:
+    """Refuse a place where no `.safetensors` file can go, and without `overwrite` a file that is there."""
+    path = check_out(out, ".safetensors")
+    if path.exists() and not overwrite:
+        raise ConfigError(
+            "--out: the file is there already", given=str(out), expected="a new name", fix="or --overwrite"
+        )
 
 
 def _check_free(out: Path, source: Path, overwrite: bool) -> None:

@@ -25,6 +25,7 @@ from ldm_tutor.shapes import Latents, Tensor
 
 SAMPLERS = ("ddim", "ddpm", "dpm++", "plms", "euler", "euler-a")
 _NOISY = ("ddpm", "euler-a")  # they add noise at every step
+_CHOOSE_END = ("ddim", "plms")  # the others always end at the clean picture
 
 Denoiser = Callable[[Latents, int, int], Latents]  # (latents, time step, running step) -> the noise it sees
 
@@ -67,12 +68,13 @@ def sample(
     `latents`: pure noise, or with `start_at` latents noised to time step grid[start_at] (picture to picture), or the
     state of an earlier run, which then goes on behind that state. `noise`: one seed per picture, needed by `ddpm`,
     `euler-a` and by `ddim` with eta > 0. `plms` asks the model twice at the first step of a run. `spacing`: see
-    `timestep_grid`. `edit` may replace the latents after each step (local blend, inpainting): it gets the state and
-    returns the latents that the run goes on with. Gradients flow unless the caller switches them off. Raises
-    ConfigError at once for a bad setting, and at the step where latents stop being finite; ShapeError where shapes do
-    not fit.
+    `timestep_grid`. `final_alpha_one` is for `ddim` and `plms`, which end at alpha_bar[0] without it, as in Stable
+    Diffusion; the others always end at 1. `edit` may replace the latents after each step (local blend, inpainting): it
+    gets the state and returns the latents that the run goes on with. Gradients flow unless the caller switches them
+    off. Raises ConfigError at once for a bad setting, and at the step where latents stop being finite; ShapeError where
+    shapes do not fit.
     """
-    _check_settings(sampler, eta, noise)
+    _check_settings(sampler, eta, noise, final_alpha_one)
     grid = timestep_grid(schedule, num_steps, spacing)
     before: SampleState | None = None
     if isinstance(latents, SampleState):
@@ -149,13 +151,19 @@ def _answers(before: SampleState) -> tuple[Latents, ...]:
     return (before.eps, *before.eps_before)[:PLMS_MEMORY]
 
 
-def _check_settings(sampler: str, eta: float, noise: PictureNoise | None) -> None:
+def _check_settings(sampler: str, eta: float, noise: PictureNoise | None, final_alpha_one: bool) -> None:
     if sampler not in SAMPLERS:
         raise ConfigError("sample: sampler", given=sampler, expected=f"one of {SAMPLERS}")
     if not 0 <= eta <= 1:
         raise ConfigError("sample: eta", given=eta, expected="0 (no noise) to 1 (as much as DDPM)")
     if eta and sampler != "ddim":
         raise ConfigError(f"sample: eta belongs to the ddim sampler, not to {sampler}", given=eta, expected="0")
+    if final_alpha_one and sampler not in _CHOOSE_END:
+        raise ConfigError(
+            f"sample: final_alpha_one belongs to {' and '.join(_CHOOSE_END)}; {sampler} always ends at alpha_bar 1",
+            given=True,
+            expected="False, or leave it out",
+        )
     if noise is None and (sampler in _NOISY or eta):
         raise ConfigError(f"sample: {sampler} with eta={eta} adds noise", fix="pass noise=PictureNoise(seeds)")
 

@@ -98,16 +98,16 @@ def export_diffusers(
     for name, model, arguments in wrap(networks):
         library, class_name = _CLASSES[name]
         if library == "diffusers":
-            _write_json(root / name / _CONFIG, {"_class_name": class_name, **arguments})
-            _write_weights(root / name / _DIFFUSERS_WEIGHTS, model, model.config, dtype)
+            write_json(root / name / _CONFIG, {"_class_name": class_name, **arguments})
+            write_weights(root / name / _DIFFUSERS_WEIGHTS, model, model.config, dtype)
         else:
-            _write_json(root / name / _CONFIG, arguments)
-            _write_weights(root / name / _TRANSFORMERS_WEIGHTS, model, model.config, dtype, prefix=_TEXT_PREFIX)
+            write_json(root / name / _CONFIG, arguments)
+            write_weights(root / name / _TRANSFORMERS_WEIGHTS, model, model.config, dtype, prefix=_TEXT_PREFIX)
     tokenizer.save(root / "tokenizer")
-    _write_json(root / "scheduler" / _SCHEDULER_CONFIG, {"_class_name": _CLASSES["scheduler"][1], **scheduler})
+    write_json(root / "scheduler" / _SCHEDULER_CONFIG, {"_class_name": _CLASSES["scheduler"][1], **scheduler})
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
     index |= {name: [None, None] for name in _ABSENT} | {name: list(where) for name, where in _CLASSES.items()}
-    _write_json(root / INDEX, index)
+    write_json(root / INDEX, index)
     return root
 
 
@@ -121,7 +121,7 @@ def load_diffusers(
     architecture or of another size.
     """
     root = Path(folder)
-    index = _read_json(root / INDEX)
+    index = read_json(root / INDEX)
     lacking = sorted(name for name in _CLASSES if not isinstance(index.get(name), list) or None in index[name])
     if lacking:
         raise WeightsError(f"{root / INDEX}: parts are missing", given=lacking, expected=f"all of {sorted(_CLASSES)}")
@@ -136,18 +136,19 @@ def load_diffusers(
             expected=f"the text encoder's width {text.config.width}, "
             f"the autoencoder's {autoencoder.config.latent_channels} channels",
         )
-    side = _read_json(root / "unet" / _CONFIG).get("sample_size")
+    side = read_json(root / "unet" / _CONFIG).get("sample_size")
     return DiffusersParts(
-        tokenizer=_read_tokenizer(root / "tokenizer"),
+        tokenizer=read_tokenizer(root / "tokenizer"),
         text_encoder=text,
         unet=unet,
         autoencoder=autoencoder,
-        schedule=_read_config(root / "scheduler" / _SCHEDULER_CONFIG, foreign.schedule_config),
+        schedule=read_config(root / "scheduler" / _SCHEDULER_CONFIG, foreign.schedule_config),
         picture_size=side * autoencoder.config.downsampling if isinstance(side, int) else None,
     )
 
 
-def _write_weights(path: Path, model: nn.Module, config: Config, dtype: torch.dtype | None, prefix: str = "") -> None:
+def write_weights(path: Path, model: nn.Module, config: Config, dtype: torch.dtype | None, prefix: str = "") -> None:
+    """Write a model's weights under their foreign names, `prefix` before each."""
     state = rename(state_for_disk(model, dtype, f"{path}: not written"), rules_for(config), "to_foreign")
     with atomic_file(path) as temporary:
         save_file({prefix + name: value for name, value in state.items()}, temporary, metadata={"format": "pt"})
@@ -161,7 +162,17 @@ def _read_part(
     dtype: torch.dtype | None,
 ) -> ModelType:
     """Build one model from the configuration beside its weights, and give it those weights, strictly."""
-    config = _read_config(path.parent / _CONFIG, read)
+    return read_weights(path, read_config(path.parent / _CONFIG, read), model, device, dtype)
+
+
+def read_weights(
+    path: Path,
+    config: ConfigType,
+    model: Callable[[ConfigType], ModelType],
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> ModelType:
+    """Return the model of `config` with the weights of a foreign file or its shards, strictly; in evaluation mode."""
     if not path.exists() and not path.with_name(path.name + INDEX_SUFFIX).exists():
         raise WeightsError(
             f"{path}: no such file",
@@ -180,20 +191,21 @@ def _read_part(
     return empty.eval()
 
 
-def _read_config(path: Path, read: Callable[[Mapping[str, Any]], ConfigType]) -> ConfigType:
-    arguments = _read_json(path)
+def read_config(path: Path, read: Callable[[Mapping[str, Any]], ConfigType]) -> ConfigType:
+    """Return what `read` makes of the settings in a file; WeightsError names the one that our classes cannot follow."""
+    arguments = read_json(path)
     try:
         return read(arguments)
     except (ConfigError, KeyError, TypeError, ValueError, ArithmeticError, IndexError) as error:
         raise WeightsError(f"{path}: a model that our classes cannot be ({error})") from error
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path) -> Tokenizer:
     """Read CLIP's files, or the one file that newer versions of transformers write in their place."""
     path = folder / "tokenizer.json"
     if (folder / VOCAB_FILE).exists() or not path.exists():
         return Tokenizer.load(folder)
-    whole, settings = _read_json(path), _read_json(folder / CONFIG_FILE)
+    whole, settings = read_json(path), read_json(folder / CONFIG_FILE)
     try:
         pairs = [each.split(" ") if isinstance(each, str) else each for each in whole["model"]["merges"]]
         merges = [(left, right) for left, right in pairs]
@@ -202,7 +214,8 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         raise WeightsError(f"{path}: no tokenizer of CLIP's form ({type(error).__name__}: {error})") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON file; WeightsError if it is something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -214,7 +227,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write settings as JSON, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")
 

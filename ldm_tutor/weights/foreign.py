@@ -245,9 +245,7 @@ def autoencoder_config(arguments: Mapping[str, Any]) -> AutoencoderConfig:
 
 def text_config(arguments: Mapping[str, Any]) -> TextEncoderConfig:
     """Return our configuration of a CLIPTextModel with these settings; what is missing has its default."""
-    for name, value in {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}.items():
-        if arguments.get(name, value) != value:
-            raise ConfigError(name, given=arguments[name], expected=f"{value!r}, which our text encoder has built in")
+    _need_clip(arguments, "text encoder")
     return TextEncoderConfig(
         vocab_size=arguments.get("vocab_size", 49408),
         context_length=arguments.get("max_position_embeddings", 77),
@@ -256,6 +254,36 @@ def text_config(arguments: Mapping[str, Any]) -> TextEncoderConfig:
         num_heads=arguments.get("num_attention_heads", 8),
         mlp_width=arguments.get("intermediate_size", 2048),
     )
+
+
+def image_config(arguments: Mapping[str, Any]) -> ImageEncoderConfig:
+    """Return our configuration of a CLIPVisionModel with these settings; what is missing has its default."""
+    _need_clip(arguments, "image encoder")
+    if arguments.get("num_channels", 3) != 3:
+        raise ConfigError("num_channels", given=arguments["num_channels"], expected="3")
+    return ImageEncoderConfig(
+        picture_size=arguments.get("image_size", 224),
+        patch_size=arguments.get("patch_size", 32),
+        width=arguments.get("hidden_size", 768),
+        num_layers=arguments.get("num_hidden_layers", 12),
+        num_heads=arguments.get("num_attention_heads", 12),
+        mlp_width=arguments.get("intermediate_size", 3072),
+    )
+
+
+def clip_config(arguments: Mapping[str, Any]) -> ClipConfig:
+    """Return our configuration of a CLIPModel with these settings; what is missing has its default."""
+    if arguments.get("model_type", "clip") != "clip":
+        raise ConfigError("model_type", given=arguments["model_type"], expected="'clip', with both towers")
+    text = text_config(arguments.get("text_config") or {})
+    image = image_config(arguments.get("vision_config") or {})
+    return ClipConfig(text=text, image=image, embed_dim=arguments.get("projection_dim", 512))
+
+
+def _need_clip(arguments: Mapping[str, Any], what: str) -> None:
+    for name, value in {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}.items():
+        if arguments.get(name, value) != value:
+            raise ConfigError(name, given=arguments[name], expected=f"{value!r}, which our {what} has built in")
 
 
 def schedule_config(arguments: Mapping[str, Any]) -> ScheduleConfig:

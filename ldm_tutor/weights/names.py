@@ -27,18 +27,19 @@ Direction = Literal["to_foreign", "from_foreign"]
 Table = Sequence[tuple[Any, ...]]  # (ours, theirs), or (ours, theirs, the table of what is inside)
 
 
-def _same(*names: str) -> Table:
+def same(*names: str) -> Table:
+    """Return the names that are equal in both trees."""
     return [(name, name) for name in names]
 
 
 _RES_BLOCK: Table = [
-    *_same("norm1", "conv1", "norm2", "conv2"),
+    *same("norm1", "conv1", "norm2", "conv2"),
     ("time_proj", "time_emb_proj"),
     ("shortcut", "conv_shortcut"),
 ]
-_ATTENTION: Table = [*_same("to_q", "to_k", "to_v"), ("to_out", "to_out.0")]
-_TRANSFORMER_BLOCK: Table = [
-    *_same("norm1", "norm2", "norm3"),
+_ATTENTION: Table = [*same("to_q", "to_k", "to_v"), ("to_out", "to_out.0")]
+TRANSFORMER_BLOCK: Table = [
+    *same("norm1", "norm2", "norm3"),
     ("self_attn", "attn1", _ATTENTION),
     ("cross_attn", "attn2", _ATTENTION),
     ("feed_forward.proj_in", "ff.net.0.proj"),
@@ -46,8 +47,8 @@ _TRANSFORMER_BLOCK: Table = [
 ]
 _PLAIN_ATTENTION: Table = [("norm", "group_norm"), *[(f"attn.{ours}", theirs) for ours, theirs in _ATTENTION]]
 _TRANSFORMERS: Table = [
-    ("transformers.#", "attentions.#", _same("norm", "proj_in", "proj_out")),
-    ("transformers.#.blocks.#", "attentions.#.transformer_blocks.#", _TRANSFORMER_BLOCK),
+    ("transformers.#", "attentions.#", same("norm", "proj_in", "proj_out")),
+    ("transformers.#.blocks.#", "attentions.#.transformer_blocks.#", TRANSFORMER_BLOCK),
 ]
 
 
@@ -62,8 +63,8 @@ def _unet(attention: Table) -> Table:
         ("upsample", "upsamplers.0", _RES_BLOCK),
     ]
     return [
-        *_same("conv_in", "conv_out"),
-        ("time_mlp", "time_embedding", _same("linear_1", "linear_2")),
+        *same("conv_in", "conv_out"),
+        ("time_mlp", "time_embedding", same("linear_1", "linear_2")),
         ("down.#", "down_blocks.#", level),
         ("mid", "mid_block", level),
         ("up.#", "up_blocks.#", level),
@@ -74,7 +75,7 @@ def _unet(attention: Table) -> Table:
 def _coder(levels: str, resize: str) -> Table:
     """One half of the autoencoder; in both libraries the decoder's levels count in the order of running."""
     return [
-        *_same("conv_in", "conv_out"),
+        *same("conv_in", "conv_out"),
         ("levels.#.res_blocks.#", f"{levels}.#.resnets.#", _RES_BLOCK),
         ("levels.#.attentions.#", f"{levels}.#.attentions.#", _PLAIN_ATTENTION),
         ("levels.#.resize.conv", f"{levels}.#.{resize}.0.conv"),
@@ -87,7 +88,7 @@ def _coder(levels: str, resize: str) -> Table:
 _AUTOENCODER: Table = [
     ("encoder", "encoder", _coder("down_blocks", "downsamplers")),
     ("decoder", "decoder", _coder("up_blocks", "upsamplers")),
-    *_same("quant_conv", "post_quant_conv"),
+    *same("quant_conv", "post_quant_conv"),
 ]
 _OLD_ATTENTION: Table = [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out", "proj_attn")]
 _OLD_AUTOENCODER: Table = [  # files written by diffusers before 0.18, Stable Diffusion v1 among them
@@ -101,7 +102,7 @@ _CLIP_LAYER: Table = [
     ("fc1", "mlp.fc1"),
     ("fc2", "mlp.fc2"),
 ]
-_TEXT: Table = [
+TEXT: Table = [
     ("token_embedding", "embeddings.token_embedding"),
     ("position_embedding", "embeddings.position_embedding"),
     ("layers.#", "encoder.layers.#", _CLIP_LAYER),
@@ -111,7 +112,7 @@ _BERT_LAYER: Table = [
     ("norm1", "self_attn_layer_norm"),
     ("self_attn", "self_attn", [("to_q", "q_proj"), ("to_k", "k_proj"), ("to_v", "v_proj"), ("to_out", "out_proj")]),
     ("norm2", "final_layer_norm"),
-    *_same("fc1", "fc2"),
+    *same("fc1", "fc2"),
 ]
 _BERT: Table = [
     ("token_embedding", "model.embed_tokens"),
@@ -128,7 +129,7 @@ _IMAGE: Table = [
     ("norm_out", "post_layernorm"),
 ]
 _CLIP: Table = [
-    ("text", "text_model", _TEXT),
+    ("text", "text_model", TEXT),
     ("image", "vision_model", _IMAGE),
     ("text_projection", "text_projection"),
     ("image_projection", "visual_projection"),
@@ -144,9 +145,9 @@ class NameRules:
 
     def __init__(self, title: str, table: Table, *, also_read: Table = (), ignore: str = r"(?!)") -> None:
         self.title = title
-        pairs = _flat(table)
+        pairs = flat(table)
         self._to = [(_pattern(ours), _template(theirs)) for ours, theirs in pairs]
-        self._from = [(_pattern(theirs), _template(ours)) for ours, theirs in [*pairs, *_flat(also_read)]]
+        self._from = [(_pattern(theirs), _template(ours)) for ours, theirs in [*pairs, *flat(also_read)]]
         self._ignore = re.compile(ignore)
 
     def to_foreign(self, name: str) -> str:
@@ -168,11 +169,12 @@ class NameRules:
         raise WeightsError(f"{self.title}: no rule for this parameter name ({side})", given=name)
 
 
-def _flat(table: Table, ours: str = "", theirs: str = "") -> list[tuple[str, str]]:
+def flat(table: Table, ours: str = "", theirs: str = "") -> list[tuple[str, str]]:
+    """Return the pairs of a table, with what is inside written out."""
     pairs: list[tuple[str, str]] = []
     for our_part, their_part, *inside in table:
         if inside:
-            pairs += _flat(inside[0], f"{ours}{our_part}.", f"{theirs}{their_part}.")
+            pairs += flat(inside[0], f"{ours}{our_part}.", f"{theirs}{their_part}.")
         else:
             pairs.append((ours + our_part, theirs + their_part))
     return pairs
@@ -187,7 +189,7 @@ def _template(name: str) -> str:
     return re.sub("#", lambda _: rf"\g<{next(groups)}>", name) + rf"\g<{name.count('#') + 1}>"
 
 
-_POSITION_IDS = r"(?:(?:text|vision)_model\.)?embeddings\.position_ids"
+POSITION_IDS = r"(?:(?:text|vision)_model\.)?embeddings\.position_ids"
 UNET_DIFFUSERS = NameRules("U-Net <-> diffusers UNet2DConditionModel", _unet(_TRANSFORMERS))
 PLAIN_UNET_DIFFUSERS = NameRules(
     "U-Net without a context <-> diffusers UNet2DModel",
@@ -203,17 +205,17 @@ BERT_DIFFUSERS = NameRules("BertEncoder <-> diffusers LDMBertModel", _BERT, igno
 # Before version 5 transformers wrote the towers' names with the prefix that they have inside a CLIPModel.
 TEXT_TRANSFORMERS = NameRules(
     "TextEncoder <-> transformers CLIPTextModel",
-    _TEXT,
-    also_read=[(ours, f"text_model.{theirs}") for ours, theirs in _flat(_TEXT)],
-    ignore=_POSITION_IDS,
+    TEXT,
+    also_read=[(ours, f"text_model.{theirs}") for ours, theirs in flat(TEXT)],
+    ignore=POSITION_IDS,
 )
 IMAGE_TRANSFORMERS = NameRules(
     "ImageEncoder <-> transformers CLIPVisionModel",
     _IMAGE,
-    also_read=[(ours, f"vision_model.{theirs}") for ours, theirs in _flat(_IMAGE)],
-    ignore=_POSITION_IDS,
+    also_read=[(ours, f"vision_model.{theirs}") for ours, theirs in flat(_IMAGE)],
+    ignore=POSITION_IDS,
 )
-CLIP_TRANSFORMERS = NameRules("Clip <-> transformers CLIPModel", _CLIP, ignore=_POSITION_IDS)
+CLIP_TRANSFORMERS = NameRules("Clip <-> transformers CLIPModel", _CLIP, ignore=POSITION_IDS)
 
 _RULES: dict[type[Config], NameRules] = {
     UNetConfig: UNET_DIFFUSERS,
