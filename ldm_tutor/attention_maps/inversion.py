@@ -118,13 +118,13 @@ def null_text(
                 t, t_prev = grid[step], grid[step + 1] if step + 1 < len(grid) else None
                 return ddim_step(x, Guided(unet, context, null, guidance)(x, t, step), t, t_prev, schedule).x_prev
 
-            null = null.clone().requires_grad_()
-            optimizer = torch.optim.Adam([null], lr=rate * (1 - k / 100))
+            adam = _Adam(null, rate * (1 - k / 100))
             for _ in range(inner_steps):
                 with torch.enable_grad():
+                    null = null.detach().requires_grad_()
                     loss = (guided_step(null) - path[k + 1]).square().mean()
-                    (null.grad,) = torch.autograd.grad(loss, [null])
-                optimizer.step()
+                    (slope,) = torch.autograd.grad(loss, [null])
+                null = adam.step(null.detach(), slope)
                 if float(loss.detach()) < STOP + k * STOP_GROWTH:
                     break
             null = null.detach()
@@ -133,6 +133,22 @@ def null_text(
             empties.append(null)
             misses.append(float((latents - path[k + 1]).square().mean()))
     return Inversion(tuple(path), tuple(empties), tuple(misses))
+
+
+class _Adam:
+    """Adam for one tensor (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); torch.optim takes seconds to import."""
+
+    def __init__(self, x: Tensor, rate: float) -> None:
+        self.rate, self.count = rate, 0
+        self.mean, self.square = torch.zeros_like(x), torch.zeros_like(x)
+
+    def step(self, x: Tensor, slope: Tensor) -> Tensor:
+        """Return x after one step against the slope."""
+        self.count += 1
+        self.mean = 0.9 * self.mean + 0.1 * slope
+        self.square = 0.999 * self.square + 0.001 * slope.square()
+        mean, square = self.mean / (1 - 0.9**self.count), self.square / (1 - 0.999**self.count)
+        return x - self.rate * mean / (square.sqrt() + 1e-8)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def judge_take_over(my_take_over: Any) -> Verdict:
     if not callable(my_take_over):
         return look_again("the answer is a function: my_take_over(probs, rows, mapper)")
     generator = torch.Generator().manual_seed(3)
-    orders = (((0, 0), (1, 0), (0, 1), (1, 1)), ((1, 1), (0, 1), (1, 0), (0, 0)), ((0, 1), (1, 1)))
+    orders = (((1, 0), (0, 1), (1, 1), (0, 0)), ((0, 0), (1, 0), (0, 1), (1, 1)), ((0, 1), (1, 1)))
     for order in orders:
         rows = tuple(Row(prompt, bool(seen)) for prompt, seen in order)
         probs = torch.randn(len(rows), 2, 5, 6, generator=generator).softmax(-1)
@@ -220,7 +220,7 @@ def judge_blend(my_blend: Any) -> Verdict:
     if not callable(my_blend):
         return look_again("the answer is a function: my_blend(latents, field, threshold)")
     generator = torch.Generator().manual_seed(5)
-    for scale, threshold in ((0.02, 0.3), (4.0, 0.5), (1.0, 0.1)):
+    for scale, threshold in ((0.5, 0.3), (4.0, 0.5), (0.02, 0.3)):
         latents = torch.randn(2, 4, 6, 6, generator=generator)
         field = scale * torch.rand(6, 6, generator=generator)
         given = latents.clone()
