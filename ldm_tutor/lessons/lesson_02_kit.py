@@ -2,16 +2,18 @@
 
     python -m ldm_tutor.lessons.lesson_02_kit runs/lesson_02
 
-trains all of them (a quarter of an hour on one quiet CPU core), writes what the lesson needs to data/weights/lesson_02, as
-float16, and skips a run that is already finished.
+trains all of them (a quarter of an hour on one quiet CPU core), writes what the lesson needs to data/weights/lesson_02,
+the weights as float16, and skips a run that is already finished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
 
 from ldm_tutor.config import AutoencoderConfig, DiscriminatorConfig
 from ldm_tutor.data.scenes.datasets import render_scenes, to_float
@@ -38,9 +42,9 @@ Row = dict[str, float]
 
 CODER = AutoencoderConfig(channels=8, channel_mult=(1, 2, 4, 4), num_res_blocks=1, norm_groups=4, mid_attention=False)
 CRITIC = DiscriminatorConfig(channels=24, num_layers=2)
-NUM_STEPS, BATCH_SIZE, NUM_SCENES, NUM_HELD_OUT = 1500, 4, 6000, 32
+NUM_STEPS, BATCH_SIZE, NUM_SCENES, NUM_HELD_OUT = 2000, 4, 8000, 32
 LOG_EVERY = 100
-LOOK_AT = (100, 300, 500, 750, 1000, NUM_STEPS)  # steps after which the same two pictures are kept
+LOOK_AT = (100, 300, 600, 1000, 1500, NUM_STEPS)  # steps after which the same two pictures are kept
 NUM_KEPT = 2
 
 
@@ -208,6 +212,43 @@ def load_kept(name: str, folder: Path | None = None) -> Pictures:
     """Return the held-out pictures 0 and 1 as a run drew them after LOOK_AT steps: (6, 2, 3, 64, 64) in [-1, 1]."""
     kept = _tensors(_known(name, folder).with_name("kept.safetensors"))[name]
     return to_float(kept.flatten(0, 1)).unflatten(0, kept.shape[:2])
+
+
+@torch.inference_mode()
+def reconstruct(name: str, pictures: Pictures, folder: Path | None = None) -> Pictures:
+    """Return what a run's autoencoder makes of pictures, within [-1, 1]: encode, take the mean, decode."""
+    coder = load_coder(name, folder)
+    return torch.cat([coder(part).clamp(-1, 1) for part in pictures.split(64)])
+
+
+def held_out_scenes(num: int) -> Pictures:
+    """Return the first `num` scenes that no training has seen, (num, 3, 64, 64) in [-1, 1]."""
+    return to_float(render_scenes(num, "test").pictures)
+
+
+def sharpen(pictures: Pictures, amount: float) -> Pictures:
+    """Add `amount` times what a 3x3 mean takes away: every difference between neighbours grows. 0 changes nothing."""
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return (pictures + amount * (pictures - blurred)).clamp(-1, 1)
+
+
+LPIPS_BACKBONES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}  # published LPIPS: file it stands on
+
+
+def published_lpips() -> tuple[str, nn.Module] | None:
+    """Return the published LPIPS, (b, 3, H, W) twice to (b, 1, 1, 1), and its backbone's name; nothing is downloaded.
+
+    None where no backbone lies in torch's cache. `python -c "import lpips; lpips.LPIPS(net='vgg')"` puts VGG16 there.
+    """
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    for name, file in LPIPS_BACKBONES.items():
+        if list(cache.glob(f"{file}-*.pth")):
+            import lpips
+
+            with warnings.catch_warnings(), contextlib.redirect_stdout(None):  # it announces itself
+                warnings.simplefilter("ignore")
+                return name, lpips.LPIPS(net=name, verbose=False).eval()
+    return None
 
 
 def _known(name: str, folder: Path | None) -> Path:
