@@ -1,4 +1,4 @@
-"""What one call of a network costs, its multiply-adds and the memory that it holds on its way, found without running it.
+"""What one call of a network costs, multiply-adds and the memory that it holds on its way, found without running it.
 
 The network is built from fake tensors: shapes and types that say they lie on a CPU, and hold no number. So a model of
 any size fits, and the operations are those that the CPU would run (one fused attention, not the full map).

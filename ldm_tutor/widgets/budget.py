@@ -1,4 +1,4 @@
-"""What a model costs before anybody has it: parameters, memory, multiply-adds and time, and a widget to explore them."""
+"""What a model costs before you have it: parameters, memory, multiply-adds and time, and a widget to explore them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import nn
@@ -39,9 +38,9 @@ NUM_STEPS = 50
 class Budget:
     """What drawing costs, by part (see PARTS). Nothing of it is measured: it is counted from fake tensors.
 
-    `working_bytes`: the most that one call of a part holds beside the weights. `multiply_adds`: of one call of the
-    text encoder and of the decoder, and of one step of the U-Net, guided (two rows per picture). `map_bytes`: the
-    largest attention map of the U-Net, all heads and rows, if a kernel wrote it down.
+    `working_bytes`: the most that one call of a part holds beside the weights, in numbers of the weights' type.
+    `multiply_adds`: of one call of the text encoder and of the decoder, and of one step of the U-Net, guided (two rows
+    per picture). `map_bytes`: the largest attention map of the U-Net, all heads and rows, if a kernel wrote it down.
     """
 
     parameters: dict[str, int]
@@ -76,61 +75,43 @@ def budget(model: str, numbers: str = "float32", height: int = 512, width: int =
     factor = config.autoencoder.downsampling * 2 ** (len(config.unet.channel_mult) - 1)
     if min(height, width) < factor or height % factor or width % factor:
         raise ConfigError("budget: picture size", given=(height, width), expected=f"multiples of {factor}")
-    works = {part: _work(model, part, numbers, height, width) for part in PARTS}
+    works = {part: work_of_part(model, part, height, width) for part in PARTS}
     rows = {"text encoder": batch + 1, "U-Net": 2 * batch, "autoencoder": batch}
     parameters = {part: _parameters(model, part) for part in PARTS}
     size = NUMBERS[numbers].itemsize
     return Budget(
         parameters=parameters,
         weight_bytes={part: size * number for part, number in parameters.items()},
-        working_bytes={part: rows[part] * work.peak_bytes for part, work in works.items()},
+        working_bytes={part: rows[part] * work.peak_bytes * size // 4 for part, work in works.items()},
         multiply_adds={part: rows[part] * work.multiply_adds for part, work in works.items()},
         map_bytes=2 * batch * size * _map_numbers(config, height, width),
     )
 
 
-def decoder_work(config: ModelConfig | PaperModel, numbers: torch.dtype, height: int, width: int) -> Work:
-    """Return the work of decoding one picture of height x width pixels."""
-    f = config.autoencoder.downsampling
+@cache
+def work_of_part(model: str, part: str, height: int, width: int) -> Work:
+    """Return the work of one float32 call of a part (PARTS) of one of MODELS, for one picture of height x width pixels.
 
-    def make() -> Callable[[], Any]:
+    Of the text encoder: one sentence; of the U-Net: one row; of the autoencoder: decoding.
+    """
+    config = MODELS[model]()
+    f, text = config.autoencoder.downsampling, _text_config(config)
+
+    def encode() -> Callable[[], Any]:
+        encoder, tokens = _text_encoder(text), torch.zeros(1, text.context_length, dtype=torch.long)
+        return lambda: encoder(tokens)
+
+    def denoise() -> Callable[[], Any]:
+        unet, context = UNet(config.unet), torch.empty(1, text.context_length, text.width)
+        latents = torch.empty(1, config.unet.in_channels, height // f, width // f)
+        return lambda: unet(latents, torch.empty(1), context)
+
+    def decode() -> Callable[[], Any]:
         autoencoder = Autoencoder(config.autoencoder)
         latents = torch.empty(1, config.autoencoder.latent_channels, height // f, width // f)
         return lambda: autoencoder.decode(latents)
 
-    return work_of(make, numbers)
-
-
-def unet_work(config: ModelConfig | PaperModel, numbers: torch.dtype, height: int, width: int) -> Work:
-    """Return the work of one row of a U-Net call for pictures of height x width pixels."""
-    f = config.autoencoder.downsampling
-
-    def make() -> Callable[[], Any]:
-        unet = UNet(config.unet)
-        latents = torch.empty(1, config.unet.in_channels, height // f, width // f)
-        context = torch.empty(1, _text_config(config).context_length, _text_config(config).width)
-        return lambda: unet(latents, torch.empty(1), context)
-
-    return work_of(make, numbers)
-
-
-def text_work(config: ModelConfig | PaperModel, numbers: torch.dtype) -> Work:
-    """Return the work of encoding one sentence."""
-
-    def make() -> Callable[[], Any]:
-        encoder = _text_encoder(_text_config(config))
-        tokens = torch.zeros(1, _text_config(config).context_length, dtype=torch.long)
-        return lambda: encoder(tokens)
-
-    return work_of(make, numbers)
-
-
-@cache
-def _work(model: str, part: str, numbers: str, height: int, width: int) -> Work:
-    config, dtype = MODELS[model](), NUMBERS[numbers]
-    if part == "text encoder":
-        return text_work(config, dtype)
-    return (unet_work if part == "U-Net" else decoder_work)(config, dtype, height, width)
+    return work_of({"text encoder": encode, "U-Net": denoise, "autoencoder": decode}[part])
 
 
 @cache
@@ -228,7 +209,7 @@ def budget_explorer(rate: float, alt: str, model: str = "SD v1", side: int = 512
             raise ConfigError(f"budget_explorer: {name}", given=value, expected=f"one of {controls[name]}")
         widgets[name].value = value
     widgets["batch"] = make_control("batch", (1, 8, 1))
-    display(LiveFigure(explorer.draw, alt, explorer.caption, widgets).bundle(), raw=True)
+    LiveFigure(explorer.draw, alt, explorer.caption, widgets).show()
 
 
 def gigabytes(num_bytes: float) -> str:
