@@ -9,6 +9,8 @@ PYTHON   ?= python3
 VENV     ?= .venv
 PORT     ?= 8888
 LAB_ARGS ?=
+# What `make test` installs; with EXTRAS=test,browser the tests that drive a browser run too, if there is a Chromium.
+EXTRAS   ?= test
 FIRST    := notebooks/00_start_here.ipynb
 
 ifeq ($(OS),Windows_NT)
@@ -57,8 +59,9 @@ unit: $(TEST_READY) ## the tests in tests/
 	$(BIN)/python -m pytest tests
 
 # PYTHONPATH and -p: the notebooks run under tests/conftest.py too, which cuts their kernels off from the network.
+# The times of the cells stay in build/, for `python -m ldm_tutor.lessons.times`.
 notebooks: $(TEST_READY) ## run every notebook and compare its outputs with the stored ones
-	PYTHONPATH=tests $(BIN)/python -m pytest -p conftest --nbval --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=600 --timeout=0 -p no:cacheprovider notebooks/
+	PYTEST_ADDOPTS=--junit-xml=build/notebooks.xml PYTHONPATH=tests $(BIN)/python -m pytest -p conftest --nbval --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=600 --timeout=0 -p no:cacheprovider notebooks/
 
 clean: ## remove .venv and the caches; your data and your weights stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -67,7 +70,7 @@ clean: ## remove .venv and the caches; your data and your weights stay
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
 	@echo
-	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  PORT=$(PORT)  LAB_ARGS=$(LAB_ARGS)"
+	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  PORT=$(PORT)  LAB_ARGS=$(LAB_ARGS)  EXTRAS=$(EXTRAS)"
 	@echo "Without a browser: make lab LAB_ARGS='--no-browser'"
 
 $(MADE):
@@ -99,5 +102,5 @@ $(LAB_READY): $(LISTS) | $(MADE)
 
 $(TEST_READY): $(LISTS) | $(MADE)
 	@echo "Installing the course and its tests. The first time this downloads PyTorch and takes several minutes."
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $(LAB_READY) $@

@@ -97,6 +97,7 @@ class View:
         track.scroll_into_view_if_needed()
         box = track.bounding_box()
         self.page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        self.page.wait_for_timeout(100)
 
     def drag(self, name, by):
         """Drag a slider's handle sideways."""
@@ -339,10 +340,13 @@ def test_attention(widgets):
 def test_studio(widgets):
     view, pipe, page = widgets("studio"), make_pipeline(), widgets("studio").page
 
-    def drawn(sentence, seed, num_steps, guidance):
-        told = f"Picture: {sentence} (seed {seed}, {num_steps} steps, guidance {guidance:g})."
-        view.view.get_by_text(told).wait_for()
-        picture = pipe.draw([sentence], [seed], num_steps=num_steps, guidance=guidance)
+    def drawn(sentence, seed, num_steps, scale):
+        told = f"Picture: {sentence} (seed {seed}, {num_steps} steps, guidance {scale:g})."
+        deadline = time.monotonic() + 60
+        while not view.view.get_by_text(told).count():
+            assert time.monotonic() < deadline, f"not {told!r}, but {view.view.inner_text()!r}"
+            page.wait_for_timeout(50)
+        picture = pipe.draw([sentence], [seed], num_steps=num_steps, guidance=scale)
         return view.shows(enlarge(to_uint8(picture)[0], 5).astype(int), f"{sentence}, seed {seed}")
 
     first = drawn("a red cat", 7, 20, 4)
@@ -373,17 +377,19 @@ def test_studio(widgets):
     page.keyboard.press("Enter")
     third = drawn(told, 11, 3, 5)
     assert (third != second).any()
-    view.click_track("Guidance", 0.01)
-    view.click_track("Steps", 0.01)
+    view.click_track("Guidance", 0.9)
+    view.click_track("Steps", 0.2)
+    num_steps, guidance = int(view.level("Steps")), view.level("Guidance")
+    assert 5 < num_steps < 20 and guidance > 8
     sentence.fill("a blue dog")
     sentence.press("Enter")
     view.stays(third, "a sentence before Draw")
     draw.click()
-    fourth = drawn("a blue dog", 11, 1, 0)
+    fourth = drawn("a blue dog", 11, num_steps, guidance)
     assert (fourth != third).any() and view.control("combobox", "Object").input_value() == "dog"
     view.control("button", "Another seed").click()
     page.wait_for_function("node => node.value !== '11'", arg=seed.element_handle())
-    fifth = drawn("a blue dog", int(seed.input_value()), 1, 0)
+    fifth = drawn("a blue dog", int(seed.input_value()), num_steps, guidance)
     assert (fifth != fourth).any()
     sentence.fill("")
     sentence.press("Enter")
