@@ -24,7 +24,6 @@ import math
 import time
 from collections import Counter
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -43,7 +42,7 @@ from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.plots.figures import STYLE, picture_grid, show, signed_map
 from ldm_tutor.sampling.guidance import Guided
 from ldm_tutor.sampling.loop import sample
-from ldm_tutor.widgets.live import live
+from ldm_tutor.widgets.guidance import guidance_grid
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 plt.rcParams.update(STYLE)
@@ -692,27 +691,33 @@ print({name: round(value, 2) for name, value in found.items()})
 # > formula: our class would guide their U-Net as it is. A scale is not portable, though: 7.5 in fifty steps on their
 # > latents is not 7.5 in ten steps on ours.
 #
-# ## Move the scale
+# ## Move over the grid
 #
-# > **Try it.** Choose a sentence and move the scale. The pictures are those of the experiment above; the text beneath
-# > says what the judge misses. Find a sentence that needs 2, and one that 8 destroys.
+# > **Try it.** Two sentences, each from four seeds, at all five scales, drawn once and then only looked at. Choose a
+# > sentence, click on a slider and go on with the arrow keys; the text beneath says what the judge misses. Where does
+# > it begin to miss something, and is that the same for all seeds? Then look down a column: at which scale do the
+# > seeds differ most, and why at that one?
 
 
 # %%
-def look(sentence, scale):
-    return picture_grid([made[scale][test.captions.index(sentence)]], [f"scale {scale}"], scale=4)
+told, few_seeds = [test.captions[k] for k in (0, 10)], (0, 1, 2, 3)
+words = pipeline.embed([sentence for sentence in told for _ in few_seeds])
+made_grid = [pipeline.decode(draw(Guided(unet, words, empty, s), 2 * list(few_seeds))) for s in SCALES]
+made_grid = torch.stack(made_grid, dim=1)  # a row for each sentence and seed, then the scales
 
 
-def describe(sentence, scale):
-    k = test.captions.index(sentence)
-    (reading,) = read_pictures(judge, made[scale][k : k + 1])
-    missing = [name for name, missed in asked[k].missing(reading.objects, reading.background).items() if missed]
-    return f"{sentence}, scale {scale}: " + (f"the judge misses: {', '.join(missing)}" if missing else "all there")
+def missed(sentence, picture):
+    """What the judge does not find of what a sentence asks for."""
+    (reading,) = read_pictures(judge, picture[None])
+    missing = parse(sentence).missing(reading.objects, reading.background)
+    names = [name for name, each in missing.items() if each]
+    return f"the judge misses: {', '.join(names)}" if names else "all there"
 
 
-dial = ipywidgets.SelectionSlider(options=SCALES, value=4, description="scale")
-ALT = "One of 24 sentences drawn at the chosen guidance scale, with what the judge misses in it."
-live(look, ALT, caption=describe, sentence=test.captions, scale=dial)
+made_grid = made_grid.unflatten(0, (len(told), len(few_seeds)))
+notes = [[[missed(name, each) for each in row] for row in rows] for name, rows in zip(told, made_grid, strict=True)]
+ALT = "Two sentences from four seeds at five guidance scales; one picture is framed and stands large beside the grid."
+guidance_grid(made_grid, told, few_seeds, SCALES, ALT, notes, start=(0, 0, 3))
 
 # %% [markdown]
 # If you read this without a running kernel, here are two more sentences at all five scales:
