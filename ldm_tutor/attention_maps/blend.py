@@ -20,10 +20,11 @@ class LocalBlend:
     """Watches where the changed words are, and lets the target differ from the source only there.
 
     `look` is the tap, `blend` the `edit` of `sample`. A word's place is its cross-attention, averaged over heads, over
-    the layers of the finest grid of at most 16 x 16 positions and over the steps so far; the largest of 3 x 3
-    neighbours, brought to the latents' size, divided by its largest value. Where that is above `threshold` for the
-    words of the source or of the target, the target keeps its latents; elsewhere it takes the source's. For the first
-    `start` of the steps nothing is blended.
+    the layers of the finest grid of at most 16 x 16 positions and over the steps so far, and brought to 16 x 16; the
+    largest of 3 x 3 neighbours, brought to the latents' size, divided by its largest value. Where that is above
+    `threshold` for the words of the source or of the target, the target keeps its latents; elsewhere it takes the
+    source's. For the first `start` of the steps nothing is blended. (On a grid of 8 x 8, three neighbours would be
+    three eighths of the picture: hence the step over 16 x 16, which is the published code's grid.)
 
     `threshold`: one for all pairs, or one for each. `words`: for each pair the token places in the source and in the
     target; a pair with none in either stays whole.
@@ -35,7 +36,7 @@ class LocalBlend:
         words: Sequence[tuple[Sequence[int], Sequence[int]]],
         pairs: Sequence[Pair] = ((0, 1),),
         *,
-        threshold: float | Sequence[float] = 0.3,
+        threshold: float | Sequence[float] = 0.5,
         start: float = 0.2,
     ) -> None:
         if len(words) != len(pairs):
@@ -84,6 +85,7 @@ class LocalBlend:
         """Return where each pair's target may differ from its source."""
         assert self._sums is not None
         fields = self._sums.unflatten(2, self._grid)  # pairs 2 h w
+        fields = F.interpolate(fields, size=(LARGEST_GRID, LARGEST_GRID), mode="bilinear")
         fields = F.max_pool2d(fields, 3, stride=1, padding=1)
         fields = F.interpolate(fields, size=(h, w), mode="nearest")
         least = torch.tensor(self.thresholds, dtype=fields.dtype, device=fields.device)[:, None, None, None]

@@ -37,7 +37,7 @@ class Injection:
     cross: Window = 0.8
     self_: Window = 0.4
     words: Mapping[str, Window] = field(default_factory=dict)
-    threshold: float | None = 0.3
+    threshold: float | None = 0.5
 
     def __post_init__(self) -> None:
         for name, window in (("cross", self.cross), ("self_", self.self_), *self.words.items()):

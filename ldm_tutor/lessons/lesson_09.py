@@ -35,7 +35,8 @@ EXERCISES = (
         minutes=12,
         task="Write my_take_over(probs, rows, mapper): probs is (b, heads, n, m), rows has one Row(prompt, "
         "conditional) per batch row, in any order. Sentence 0 is the source, sentence 1 the target. Return new maps "
-        "in which the target's row that sees its sentence has the source's map times `mapper`, and all else is as it was.",
+        "in which the target's row that sees its sentence has the source's map times `mapper`, and all else is as "
+        "it was.",
         hints=(
             "How do you find the two rows that matter, without relying on their place in the batch?",
             "Among the rows with conditional=True, one has prompt 0 and one has prompt 1. Copy, then replace one row.",
