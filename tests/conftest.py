@@ -17,6 +17,9 @@ import pytest
 NUM_THREADS = 2
 # The packages whose annotations are checked at every call. Empty this list to switch the check off.
 CHECKED_PACKAGES = ["ldm_tutor.models", "ldm_tutor.nn"]
+# Tests, functions or files that count as slow beside those with the mark: `pytest tests --note-slow` renews the list.
+SLOW_LIST = Path(__file__).with_name("slow_tests.txt")
+SLOW_SECONDS = 3
 
 
 def block_network():
@@ -107,6 +110,49 @@ def pytest_configure(config):
         os.environ["IPYTHONDIR"] = config.kernel_profile.name
     else:
         os.environ["MPLBACKEND"] = "Agg"  # no window; a notebook keeps its inline figures
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--note-slow", action="store_true", help=f"write what takes more than {SLOW_SECONDS} s into {SLOW_LIST.name}"
+    )
+
+
+def read_slow_list(path=SLOW_LIST):
+    """Return the entries of the list of slow tests, none where there is no list."""
+    return set(path.read_text(encoding="utf-8").split("\n")) - {""} if path.is_file() else set()
+
+
+def is_listed(name, entries):
+    """Whether a test is in the list: by its whole name, by its function, or by its file."""
+    function = name.partition("[")[0]
+    return bool({name, function, function.partition("::")[0]} & entries)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item):
+    if is_listed(item.nodeid, SLOW_ENTRIES):
+        item.add_marker(pytest.mark.slow)
+
+
+def pytest_runtest_logreport(report):
+    SECONDS[report.nodeid] = SECONDS.get(report.nodeid, 0.0) + report.duration
+
+
+def note_slow(seconds, path=SLOW_LIST):
+    """Renew the list: what ran is judged anew, what did not run stays."""
+    entries = {each for each in read_slow_list(path) if not any(is_listed(name, {each}) for name in seconds)}
+    entries |= {name for name, took in seconds.items() if took > SLOW_SECONDS}
+    path.write_text("".join(f"{each}\n" for each in sorted(entries)), encoding="utf-8", newline="\n")
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("note_slow", default=False) and SECONDS:
+        note_slow(SECONDS)
+
+
+SLOW_ENTRIES = read_slow_list()
+SECONDS = {}
 
 
 def pytest_collection_modifyitems(config, items):

@@ -27,6 +27,7 @@ from nbformat import NotebookNode
 
 from ldm_tutor.errors import ConfigError, TutorError
 from ldm_tutor.lessons.course import course_map_data
+from ldm_tutor.lessons.full_size import fill
 from ldm_tutor.lessons.progress import VARIABLE
 from ldm_tutor.lessons.terms import expand
 
@@ -68,7 +69,7 @@ def read_source(source: Path) -> NotebookNode:
     for index, cell in enumerate(script.cells):
         make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
         metadata = {key: cell.metadata[key] for key in ("tags", "jupyter") if key in cell.metadata}
-        text = cell.source if cell.cell_type == "code" else expand(cell.source, source.stem[3:])
+        text = cell.source if cell.cell_type == "code" else expand(fill(cell.source), source.stem[3:])
         notebook.cells.append(make(text, id=f"{source.stem}-{index:03d}", metadata=metadata))
     nbformat.validate(notebook)
     return notebook

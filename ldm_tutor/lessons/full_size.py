@@ -1,0 +1,69 @@
+"""What the "At full size" boxes say about the full-size model, filled from its configuration when a lesson is built.
+
+In a source, `{{full unet}}` becomes "860 million": the parameters of the real class, counted on the meta device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+
+from ldm_tutor.config import sd_v1
+from ldm_tutor.errors import ConfigError
+from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.text_encoder import TextEncoder
+from ldm_tutor.models.unet import UNet
+
+_FIGURE = re.compile(r"\{\{full ([^{}]*)\}\}")
+
+
+def count(make: Callable[[], nn.Module]) -> int:
+    """How many parameters a network has, without the memory for them."""
+    with torch.device("meta"):
+        return sum(each.numel() for each in make().parameters())
+
+
+def in_words(number: int) -> str:
+    """A count of parameters as prose has it: "860 million", "1.07 billion"."""
+    if number < 1_000_000:
+        return f"{number:,}"
+    return f"{number / 1e6:.0f} million" if number < 999_500_000 else f"{number / 1e9:.2f} billion"
+
+
+def _parts() -> dict[str, Callable[[], nn.Module]]:
+    big = sd_v1()
+    return {
+        "unet": lambda: UNet(big.unet),
+        "autoencoder": lambda: Autoencoder(big.autoencoder),
+        "text": lambda: TextEncoder(big.clip.text),
+    }
+
+
+FIGURES: dict[str, Callable[[], str]] = {
+    "unet": lambda: in_words(count(_parts()["unet"])),
+    "autoencoder": lambda: in_words(count(_parts()["autoencoder"])),
+    "text": lambda: in_words(count(_parts()["text"])),
+    "all": lambda: in_words(sum(count(make) for make in _parts().values())),
+    "picture": lambda: f"{sd_v1().picture_size} x {sd_v1().picture_size}",
+    "latents": lambda: "{1} x {2} x {0}".format(*sd_v1().latent_shape),
+    "tokens": lambda: str(sd_v1().clip.text.context_length),
+    "width": lambda: str(sd_v1().unet.context_dim),
+    "heads": lambda: str(sd_v1().unet.num_heads),
+}
+
+
+@cache
+def full_size(name: str) -> str:
+    """Return one figure of the full-size model as text; ConfigError for a name that is none of FIGURES."""
+    if name not in FIGURES:
+        raise ConfigError("full_size: unknown figure", given=name, expected=f"one of {sorted(FIGURES)}")
+    return FIGURES[name]()
+
+
+def fill(text: str) -> str:
+    """Put the figures in the place of every `{{full NAME}}`."""
+    return _FIGURE.sub(lambda match: full_size(match[1].strip()), text)
