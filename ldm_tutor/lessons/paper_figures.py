@@ -47,7 +47,7 @@ PAPER_FIGURES: dict[str, dict[str, str]] = {
         "Rombach 2022, table 12: iterations in thousands, batch, learning rate": """
             410 48 9.6 635 42 8.4 500 96 1900""",
         "Rombach 2022, table 15: conditional models, parameters in millions, iterations in thousands, batch": """
-            1.45 390 680 306 345 170 178 1200 169 860 64 215 360 128""",
+            1.45 390 680 306 345 170 178 1200 169 860 64 215 360 128 390000""",
         "Rombach 2022, section 3 and appendix G: weight of the KL term, adaptive weight": "0.000001 10000 0.0001",
     },
     # the published code and weights
@@ -83,11 +83,17 @@ PAPER_FIGURES: dict[str, dict[str, str]] = {
         "Nichol, Dhariwal 2021: the cosine schedule's offset": "0.008",
         "Radford et al. 2021: CLIP, pairs in millions, batch, temperature": "400 32768 0.07 100",
     },
+    "prompt-to-prompt|Hertz|Mokady|null-text|edited": {
+        "Hertz et al. 2022 and their notebooks: steps, guidance, injection shares, threshold, seeds, weights": """
+            50 7.5 5 .8 .4 .2 .3 8888 888 .5""",
+        "Mokady et al. 2022: null-text inversion, inner steps, learning rate, stop": "10 0.01 0.00001 0.00002 7.5 50",
+    },
     # plain arithmetic
     "": {
         "Arithmetic: 8 x 8 pixels of 3 colours; 256 x 256 pixels of 3 colours; 64 x 64 x 4 latents; 512 x 512 x 3": """
             192 196608 16384 786432""",
         "The schedules' steps are numbered from 0 to 999": "999 1000",
+        "Arithmetic: 64 x 64 positions": "4096",
         "Arithmetic: powers of two that name a size": "128 256 512 1024",
     },
 }
