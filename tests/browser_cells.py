@@ -77,6 +77,8 @@ import ipywidgets
 import torch
 from browser_cells import *
 from ldm_tutor.widgets.attention import attention_explorer
+from ldm_tutor.widgets.budget import budget_explorer
+from ldm_tutor.widgets.edit_studio import edit_studio
 from ldm_tutor.widgets.guidance import guidance_grid
 from ldm_tutor.widgets.live import frames, live
 from ldm_tutor.widgets.similarity import similarity_explorer
@@ -93,6 +95,8 @@ CELLS = {
     "guidance": "guidance_grid(grid_pictures(), CAPTIONS[:2], SEEDS, SCALES, 'a grid', start=(0, 1, 2))",
     "attention": "attention_explorer(pipe, SENTENCE, 1, scene=SCENE, num_steps=3)",
     "studio": "scene_studio(pipe, 'a red cat', seed=7)",
+    "edit_studio": "edit_studio(pipe, 'a red cat at night', 'a red dog at night', seed=7)",
+    "budget": "budget_explorer(1e12, 'a budget')",
 }
 ASLEEP = {"live": "import numpy as np\nfrom ldm_tutor.widgets.live import live\n"
           "live(lambda level: np.full((8, 8), level, np.uint8), 'a grey square', level=(0, 255, 10))"}  # fmt: skip

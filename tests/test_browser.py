@@ -403,6 +403,87 @@ def test_studio(widgets):
     assert page.get_by_role("progressbar").first.get_attribute("aria-valuenow") == "100"
 
 
+def test_edit_studio(widgets):
+    view, page = widgets("edit_studio"), widgets("edit_studio").page
+    draw, outline = view.control("button", "Draw"), view.control("checkbox", "outline what changed")
+    first = view.pixels()
+    outline.click()
+    bare = view.lab.changed(view.image, first)
+    outline.focus()
+    page.keyboard.press("Space")
+    view.shows(first, "the outline again", limit=0)
+    view.press("Change above", "Home")
+    view.lab.changed(view.image, first)
+    outline.click()
+    view.shows(bare, "no outline, wherever it is", limit=0)
+    view.click_track("Change above", 0.95)
+    view.stays(bare, "the outline's threshold without an outline")
+    half = (bare.shape[1] - 8) // 2
+
+    def after(press_draw, what, source_stays):
+        view.page.wait_for_timeout(100)
+        before = view.pixels()
+        view.stays(before, f"{what} before Draw")
+        press_draw()
+        view.view.get_by_text("Drawn in").wait_for()
+        now = view.lab.changed(view.image, before)
+        same = (now[:, :half] == before[:, :half]).all()
+        assert same == source_stays, f"{what}: the picture on the left"
+
+    def by_key():
+        draw.focus()
+        page.keyboard.press("Enter")
+
+    target = view.control("textbox", "Target")
+    target.fill("a red boat at night")
+    target.press("Enter")
+    after(draw.click, "another target", True)
+    view.click_track("boat", 0.95)
+    after(by_key, "the weight of a word, by mouse", True)
+    view.press("boat", "Home")
+    after(draw.click, "the weight of a word, by key", True)
+    view.press("Words' maps", "Home")
+    after(draw.click, "no maps taken over", True)
+    view.click_track("Layout", 0.95)
+    after(draw.click, "the whole layout taken over", True)
+    view.press("Steps", "ArrowLeft")
+    after(draw.click, "fewer steps", False)
+    seed = view.control("spinbutton", "Seed")
+    seed.fill("11")
+    seed.press("Tab")
+    after(by_key, "another seed", False)
+    source = view.control("textbox", "Source")
+    source.fill("a blue boat at night")
+    source.press("Enter")
+    after(draw.click, "another source", False)
+    now = view.pixels()
+    target.fill("")
+    target.press("Enter")
+    draw.click()
+    view.view.get_by_text("This cannot be drawn").wait_for()
+    view.stays(now, "an empty target")
+
+
+def test_budget(widgets):
+    view = widgets("budget")
+    before = view.pixels()
+    assert view.image.get_attribute("alt").startswith("SD v1")
+    view.press("batch", "ArrowRight")
+    more = view.lab.changed(view.image, before, seconds=60)
+    assert "2 of 512 x 512" in view.image.get_attribute("alt")
+    view.click_track("batch", 0.01)
+    view.shows(before, "one picture again", limit=0, seconds=60)
+    numbers = view.control("combobox", "numbers")
+    numbers.focus()
+    view.page.keyboard.press("ArrowDown")
+    other = view.lab.changed(view.image, before, seconds=60)
+    assert other.shape != more.shape or (other != more).any()
+    view.control("combobox", "side").select_option(index=0)
+    small = view.lab.changed(view.image, other, seconds=60)
+    view.control("combobox", "model").select_option(index=0)
+    view.lab.changed(view.image, small, seconds=60)
+
+
 # --- without a kernel
 
 
