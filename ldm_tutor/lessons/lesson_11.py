@@ -110,7 +110,8 @@ EXERCISES = (
         hints=(
             "How does the interval change when you draw four times as many sentences?",
             "Its width falls with the square root of the number. Try 100, look at the width, and go on from there.",
-            "answer = ...  # try 100 first\nlow, high = share([True] * round(0.8 * answer) + [False] * round(0.2 * answer)).interval\n"
+            "answer = ...  # try 100 first\n"
+            "low, high = share([True] * round(0.8 * answer) + [False] * round(0.2 * answer)).interval\n"
             "print((high - low) / 2)",
         ),
         solution="from ldm_tutor.metrics.figures import share\n"

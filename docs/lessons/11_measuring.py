@@ -1,0 +1,731 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 11 · Measuring: is it any good?
+#
+# Your model draws. Is it better than last week's, than the one with another sampler, than the one in the paper? In
+# this lesson you write the numbers that papers report, damage real pictures on purpose, and see which number notices
+# which damage. You will have made a scoreboard of six measures against six kinds of damage. Then you use them on the
+# question that latent diffusion models exist for: what does it save to work in latents instead of pixels?
+#
+# > **Goal.** Write attribute accuracy, FID, Inception score, precision and recall and the CLIP score, know what each is
+# > blind to, and read a study of pixels against latents, and a paper's tables, without being fooled.
+
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+# Set-up (click to open)
+import math
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import torch
+from torch.nn import functional as F
+
+from ldm_tutor.data.scenes.datasets import render_scenes, to_float
+from ldm_tutor.data.scenes.words import parse
+from ldm_tutor.evaluation import draw_many, load_judge
+from ldm_tutor.lessons import lesson_11_show as kit
+from ldm_tutor.lessons.checks import check, exercise, hint, solution
+from ldm_tutor.lessons.course import course_map, fact_box
+from ldm_tutor.metrics.clip_score import clip_score
+from ldm_tutor.metrics.fid import frechet_distance, judge_features
+from ldm_tutor.metrics.figures import share
+from ldm_tutor.metrics.inception_score import inception_score, judge_probabilities
+from ldm_tutor.metrics.precision_recall import precision_recall
+from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
+from ldm_tutor.pipeline import load_pipeline
+from ldm_tutor.plots.figures import STYLE, bars, picture_grid, show
+from ldm_tutor.widgets.live import live
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+plt.rcParams.update(STYLE)
+
+# %% [markdown]
+# ## Fact box
+
+# %%
+fact_box(11)
+
+# %% [markdown]
+# ## Where you are
+
+# %%
+course_map(11)
+
+# %% [markdown]
+# ## Try first: compare pixels
+#
+# You need the shipped model, the judge, and 32 sentences that no training has seen, with the scenes that they tell of.
+# Draw the sentences twice, without guidance and with scale 4 (lesson 08).
+
+# %%
+pipeline, judge = load_pipeline(), load_judge()
+test = render_scenes(500, "test")
+real = to_float(test.pictures)
+few = test.captions[:32]
+drawn = {s: torch.cat(list(draw_many(pipeline, few, num_steps=10, guidance=s))) for s in (1.0, 4.0)}
+rows = [real[:6], *(each[:6] for each in drawn.values())]
+names = [f"{name}: {caption}" for name in ("real", "scale 1", "scale 4") for caption in few[:6]]
+ALT = "Six sentences: the real scene, drawn without guidance, and with scale 4. The drawn ones look like the real ones."
+show(picture_grid(torch.cat(rows), names, columns=6, scale=2), alt=ALT)
+
+# %% [markdown]
+# The obvious measure: how far is each drawn picture from the real scene of its sentence, pixel by pixel? Give it a
+# rival that nobody would hang on a wall, one and the same grey blur for every sentence: the mean of all real scenes.
+
+# %%
+grey = real.mean(dim=0, keepdim=True).expand(32, -1, -1, -1)
+error = {"drawn": (drawn[4.0] - real[:32]).square().mean(), "grey blur": (grey - real[:32]).square().mean()}
+show(picture_grid(torch.cat([drawn[4.0][:1], grey[:1]]), list(error)), alt="A drawn scene, and a grey blur.")
+print("the grey blur is nearer to the real pixels:", bool(error["grey blur"] < error["drawn"]))
+
+# %% [markdown]
+# The blur wins. A sentence leaves most of a picture open, and pixel error punishes every choice that differs from the
+# one that happened to be drawn. It rewards the model that makes none.
+#
+# > **Key idea.** There is no picture that the answer should equal. So either you ask whether a picture shows what was
+# > asked for, or you compare *sets*: do the drawn pictures, all together, look like a draw from the real ones?
+#
+# ## Step 1: did it follow the sentence?
+#
+# Our scenes have a luxury: the truth is known, so a small network, the judge, could be trained to read pictures. Count
+# how many pictures show everything that their sentence asks for. First as a loop, then as the package does it:
+
+
+# %%
+def followed(pictures, captions):
+    hits = []
+    for reading, caption in zip(read_pictures(judge, pictures), captions, strict=True):
+        request = parse(caption)
+        hits.append(not any(request.missing(reading.objects, reading.background).values()))
+    return hits
+
+
+hits = followed(drawn[4.0], few)
+package = attribute_accuracy(read_pictures(judge, drawn[4.0]), [parse(caption) for caption in few])
+print("the loop equals the package's:", share(hits) == package["all"])
+
+# %% [markdown]
+# A share without an interval is half a number. With $n$ sentences of which a share $p$ is right, Wilson's interval is
+#
+# $$\frac{p + z^2/2n \;\pm\; z\sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}, \qquad z = 1.96.$$
+#
+# It stays inside 0 and 1, and it is not fooled by 8 of 8. Test the promise: with a model that is right in 90% of all
+# cases, measured on 32 sentences, over and over, does the interval hold the truth in 95 of 100 measurements?
+
+
+# %%
+def wilson(hits, z=1.96):
+    n, p = len(hits), sum(hits) / len(hits)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (p + z * z / (2 * n) - half) / (1 + z * z / n), (p + z * z / (2 * n) + half) / (1 + z * z / n)
+
+
+print("equal to the package's:", torch.allclose(torch.tensor(wilson(hits)), torch.tensor(share(hits).interval)))
+coins = (torch.rand(2000, 32, generator=torch.Generator().manual_seed(0)) < 0.9).tolist()
+held = [low <= 0.9 <= high for low, high in map(wilson, coins)]
+plain = [abs(sum(c) / 32 - 0.9) <= 1.96 * math.sqrt(sum(c) / 32 * (1 - sum(c) / 32) / 32) for c in coins]
+print(f"Wilson's interval holds the truth in {sum(held) / 20:.0f}% of 2,000 measurements")
+print(f"p plus or minus 1.96 standard deviations in {sum(plain) / 20:.0f}%")
+
+# %%
+figure, axes = plt.subplots(figsize=(7, 2.8))
+for k, (s, each) in enumerate(drawn.items()):
+    found = attribute_accuracy(read_pictures(judge, each), [parse(caption) for caption in few])
+    for place, value in enumerate(found.values()):
+        low, high = value.interval
+        axes.plot([place + 0.2 * k] * 2, [low, high], color=f"C{k}")
+        axes.plot(place + 0.2 * k, value.value, "os"[k], color=f"C{k}", label=f"scale {s:.0f}" if not place else None)
+axes.set_xticks(range(len(found)), list(found))
+axes.set(ylim=(0, 1.05), title="share right, with 95% intervals, 32 sentences")
+axes.legend(loc="lower left")
+show(figure, alt="Shares right per attribute at scales 1 and 4, with intervals so wide that most of them overlap.")
+
+# %% [markdown]
+# Look how wide the intervals are. With 32 sentences you can tell a model that listens from one that does not. You
+# cannot tell 80% from 90%. The exercise `enough` asks how many sentences that takes.
+#
+# Whatever measures must itself be measured. The judge reads real scenes nearly without fault; and it is a network of
+# its own, whose features no training of the model has used (lesson 02 uses another one).
+
+# %%
+found = attribute_accuracy(read_pictures(judge, real), [parse(caption) for caption in test.captions])
+print("on 500 real scenes the judge finds all that was asked for, in more than 95%:", found["all"].value > 0.95)
+
+# %% [markdown]
+# ## Step 2: FID, two clouds compared
+#
+# Outside of toy worlds nobody has a perfect judge of sentences. There you take a network's *feature vectors* instead,
+# one for each picture, and compare two clouds: vectors of drawn pictures and vectors of real ones. FID
+# (Heusel et al. 2017, eq. 6) keeps of each cloud only its mean and its covariance and asks how far two such Gaussians
+# are apart. In one dimension this *Fréchet distance* is
+#
+# $$(\mu_a - \mu_b)^2 + (\sigma_a - \sigma_b)^2 .$$
+#
+# It is the least work of moving one bell onto the other, in squared way: sort both samples and pair them.
+
+# %%
+rng = torch.Generator().manual_seed(0)
+left = torch.randn(20_000, generator=rng, dtype=torch.float64)
+right = 2 + 0.5 * torch.randn(20_000, generator=rng, dtype=torch.float64)
+by_formula = (left.mean() - right.mean()) ** 2 + (left.std() - right.std()) ** 2
+by_moving = (left.sort().values - right.sort().values).square().mean()
+figure, axes = plt.subplots(figsize=(5.6, 2.6))
+for name, x in {"a": left, "b": right}.items():
+    axes.hist(x, bins=60, density=True, alpha=0.6, label=name)
+axes.legend()
+show(figure, alt="Two bells: a wide one around 0, a narrow one around 2.")
+print(f"by the formula {by_formula:.1f}, by moving {by_moving:.1f}")
+
+# %% [markdown]
+# With $d$ features the standard deviations become covariance matrices, which also hold how features go together:
+#
+# $$\|\mu_a - \mu_b\|^2 + \operatorname{tr}\!\left(C_a + C_b - 2\,(C_a C_b)^{1/2}\right)$$
+#
+# {{notation mean_a cov_a}}
+#
+# The root is that of a matrix, not of its entries. You need only its trace, which is the sum of the roots of the
+# eigenvalues of $C_a C_b$. First with a loop for the covariance, then vectorised:
+
+
+# %%
+def cov_loop(x):
+    total = torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype)
+    for row in x - x.mean(dim=0):
+        total += torch.outer(row, row)
+    return total / (len(x) - 1)
+
+
+def fid(a, b):
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt()
+    return float((a.mean(dim=0) - b.mean(dim=0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * roots.sum())
+
+
+vectors = judge_features(judge, real)
+reference = judge_features(judge, to_float(render_scenes(1000, "train", 1).pictures))
+print("features per picture:", vectors.shape[1])
+print("the loop's covariance equals torch.cov:", torch.allclose(cov_loop(vectors), torch.cov(vectors.T)))
+few_columns = fid(vectors[:, :20], reference[:, :20]), frechet_distance(vectors[:, :20], reference[:, :20])
+print("fid equals the package's:", math.isclose(*few_columns, rel_tol=1e-4))
+
+# %% [markdown]
+# > **Check.** From here on this is `ldm_tutor.metrics.fid.frechet_distance`. It takes the root of a symmetric matrix,
+# > which loses fewer digits, and the tests hold it to scipy, torchmetrics and torch-fidelity, 1e-4 relative.
+#
+# > **Careful.** The *F* and the *D* are always the same; the *I* is not. Papers take the 2,048 features of an Inception
+# > network that learned ImageNet. Those weights are no part of this course, so ours are the judge's. Our numbers
+# > compare with our numbers, and with nothing in any paper. With the weights on your machine,
+# > `ldm_tutor.metrics.inception.inception_features` gives you the papers' features.
+#
+# What does it notice? Damage the 500 real scenes in five ways, and keep five hundred others as they are.
+
+
+# %%
+def soften(x):
+    return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+
+
+fresh = render_scenes(500, "test", 7)
+noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(1))
+kinds = [scene.objects[0].kind for scene in test.scenes]
+tame = [k for k, kind in enumerate(kinds) if kind in ("cat", "dog", "ball")]
+cases = {
+    "other real scenes": (to_float(fresh.pictures), fresh.captions),
+    "soft": (soften(real), test.captions),
+    "noisy": ((real + 0.3 * noise).clamp(-1, 1), test.captions),
+    "three kinds only": (real[(tame * 500)[:500]], [test.captions[k] for k in (tame * 500)[:500]]),
+    "ten pictures, copied": (real[:10].repeat(50, 1, 1, 1), test.captions[:10] * 50),
+    "wrong sentences": (real, test.captions[1:] + test.captions[:1]),
+}
+made = {name: judge_features(judge, pictures) for name, (pictures, _) in cases.items()}
+shown = torch.cat([pictures[:6] for pictures, _ in cases.values()])
+titles = [name if k == 0 else "" for name in cases for k in range(6)]
+ALT = "Six scenes of each set: real, soft, noisy, few kinds, copies, and real with wrong sentences."
+show(picture_grid(shown, titles, columns=6, scale=1), alt=ALT)
+
+# %%
+fids = {name: frechet_distance(each, reference) for name, each in made.items()}
+show(bars(list(fids), list(fids.values()), title="FID, judge's features"), alt="FID: least for real, most for noisy.")
+floor = fids["other real scenes"]
+damaged = [name for name in cases if name not in ("other real scenes", "wrong sentences")]
+print("every damaged set is further away than real scenes:", all(fids[name] > 1.1 * floor for name in damaged))
+print("real scenes with wrong sentences are as good as real scenes:", fids["wrong sentences"] < 1.1 * floor)
+
+# %% [markdown]
+# Two things to keep. FID of real scenes against other real scenes is not 0: that is its **floor**, and a number without
+# its floor says little. And FID never reads a sentence. A model that draws a splendid cat for "a boat" is, for FID,
+# perfect.
+#
+# ## A failure on purpose: few pictures
+#
+# Why is the floor above 0? A covariance of 192 features has 18,528 numbers, and you estimate it from 500 pictures. The
+# error has no way to be negative: FID of few pictures is *too high*, always. Measure it over the number of pictures,
+# for real scenes and for soft ones.
+
+# %%
+COUNTS, shuffle = (25, 50, 100, 200, 400), torch.Generator().manual_seed(2)
+series = {name: [] for name in ("other real scenes", "soft")}
+for name, found in series.items():
+    for n in COUNTS:
+        parts = [made[name][torch.randperm(500, generator=shuffle)[:n]] for _ in range(4)]
+        found.append(sum(frechet_distance(part, reference) for part in parts) / 4)
+figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.2))
+for name, line in zip(series, ("o-", "s--"), strict=True):
+    axes[0].plot(COUNTS, series[name], line, label=name)
+    axes[1].plot([1 / n for n in COUNTS], series[name], line, label=name)
+axes[0].set(xlabel="pictures", ylabel="FID", xscale="log")
+axes[1].set(xlabel="1 / pictures", xlim=(0, None), ylim=(0, None))
+axes[1].legend()
+show(figure, alt="FID of real and of soft scenes falls steeply with the number of pictures, nearly a line over 1/n.")
+few_real, many_real = series["other real scenes"][0], series["other real scenes"][-1]
+print("FID of 25 real scenes is more than twice that of 400:", few_real > 2 * many_real)
+print("25 real scenes look worse than 400 soft ones:", few_real > series["soft"][-1])
+
+# %% [markdown]
+# There is the trap: 25 *real* scenes look worse than 400 *soft* ones. Whoever shows fewer pictures loses, and whoever
+# measures the new model on 50,000 and the old one on 5,000 wins. Over $1/n$ the excess is nearly a straight line
+# (Chong and Forsyth 2020). Read at $1/n = 0$ it gives an estimate without the bias of the drawn set; the exercise
+# `limit` asks you to do it.
+#
+# > **Careful.** Compare FIDs only with the same number of pictures, the same reference set, the same features, and the
+# > same way of scaling pictures down. Most "I get 9 instead of 5" threads about the paper's code end at the last two.
+#
+# ## Step 3: Inception score, without real pictures
+#
+# Salimans et al. (2016) ask a classifier two things. Is each picture clearly *something*: is $p(y \mid x)$ sharp? And
+# is everything there: is the average $p(y)$ broad? Both at once:
+#
+# $$\mathrm{IS} = \exp\Big(\mathbb{E}_x\, \mathrm{KL}\big(p(y \mid x)\,\|\,p(y)\big)\Big)$$
+#
+# {{notation p_yx p_y}}
+#
+# Our classifier is the judge, which knows nine kinds, so our score lies between 1 and 9.
+
+
+# %%
+def score_loop(p):
+    marginal, total = p.mean(dim=0), 0.0
+    for row in p:
+        total += sum(float(q * math.log(q / m)) for q, m in zip(row.tolist(), marginal.tolist(), strict=True) if q > 0)
+    return math.exp(total / len(p))
+
+
+def score(p):
+    return float((torch.xlogy(p, p) - torch.xlogy(p, p.mean(dim=0))).sum(dim=1).mean().exp())
+
+
+sure = torch.eye(9, dtype=torch.float64).repeat(10, 1)
+extremes = {"nine kinds, sure": sure, "one kind, sure": sure[:1].repeat(90, 1), "no idea": torch.full((90, 9), 1 / 9)}
+print({name: round(score(p.double()), 2) for name, p in extremes.items()})
+p = judge_probabilities(judge, real)
+three = torch.tensor([score(p), score_loop(p), inception_score(p, splits=1).value])
+print("loop, vectorised and package agree:", torch.allclose(three, three[0]))
+
+# %%
+scores = {name: inception_score(judge_probabilities(judge, pictures), 1).value for name, (pictures, _) in cases.items()}
+show(bars(list(scores), list(scores.values()), title="Inception score, judge's kinds", form="{:.2f}"), alt="IS by set.")
+one_each = torch.stack([real[kinds.index(kind)] for kind in sorted(set(kinds))])
+cheat = inception_score(judge_probabilities(judge, one_each.repeat(50, 1, 1, 1)), 1).value
+print("nine pictures, copied 50 times, score as high as 500:", cheat >= 0.98 * scores["other real scenes"])
+
+# %% [markdown]
+# Copies go unnoticed: nine pictures, one of each kind, are enough for the full score. It never sees a real picture,
+# so it cannot say that something is missing *within* a kind. Papers split the pictures into ten parts and report mean
+# and spread, as in 20.03 ± .33; that is `inception_score(p, splits=10)`.
+#
+# ## Step 4: precision and recall
+#
+# A single number cannot say *how* two sets differ. Kynkäänniemi et al. (2019) ask two questions. Draw a ball round
+# each real vector, as far as its third nearest other real vector. **Precision** is the share of drawn vectors inside
+# any such ball: do they look real? **Recall** is the same with the roles swapped: is all of reality there?
+
+
+# %%
+def inside_loop(points, of, k):
+    hits = []
+    radii = [sorted(float((x - y).norm()) for y in of)[k] for x in of]  # number 0 is the vector itself
+    for point in points:
+        hits.append(any(float((point - y).norm()) <= r for y, r in zip(of, radii, strict=True)))
+    return sum(hits) / len(hits)
+
+
+def inside(points, of, k):
+    radii = torch.cdist(of, of, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k + 1).values
+    return (torch.cdist(points, of, compute_mode="donot_use_mm_for_euclid_dist") <= radii).any(dim=1).double().mean()
+
+
+flat = torch.randn(60, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+narrow = 0.5 * flat[:30] + 0.3
+package = precision_recall(narrow, flat)
+mine = torch.tensor([(each(narrow, flat, 3), each(flat, narrow, 3)) for each in (inside_loop, inside)])
+same = torch.allclose(mine, torch.tensor([package.precision, package.recall]))
+print("loop and vectorised equal the package's:", same)
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6), sharex=True, sharey=True)
+for panel, of, points in ((axes[0], flat, narrow), (axes[1], narrow, flat)):
+    for center, radius in zip(of, torch.cdist(of, of).kthvalue(4).values, strict=True):
+        panel.add_patch(plt.Circle(center.tolist(), float(radius), color="C0", alpha=0.12))
+    panel.plot(*of.T, ".", color="C0")
+    panel.plot(*points.T, "x", color="C1")
+    panel.set_aspect("equal")
+axes[0].set_title(f"precision {package.precision:.2f}")
+axes[1].set_title(f"recall {package.recall:.2f}")
+show(figure, alt="Left: balls round wide real points hold all narrow drawn ones. Right: the other way, few.")
+
+# %%
+others = made["other real scenes"]
+both = {name: precision_recall(each, vectors if each is others else others) for name, each in made.items()}
+ALT = "Copies and few kinds: high precision, low recall. Noisy: low precision. Real scenes: both high."
+show(kit.map_figure(both), alt=ALT)
+copies = both["ten pictures, copied"]
+print("copies keep their precision and lose recall:", copies.precision > 0.8 > 0.3 > copies.recall)
+print("noise costs more than half of the precision:", both["noisy"].precision < both["other real scenes"].precision / 2)
+
+# %% [markdown]
+# Now the two failures have two names. And guidance? Lesson 08 says: fidelity up, variety down. Thirty-two
+# pictures are few, so put 32 real scenes beside them: they are the floor.
+
+# %%
+trade = {f"scale {s:.0f}": judge_features(judge, each) for s, each in drawn.items()}
+trade = {"32 real": made["other real scenes"][:32]} | trade
+pr = {name: precision_recall(each, vectors[:200][torch.arange(32) * 6]) for name, each in trade.items()}
+spread = {name: float(torch.cov(each.T).trace()) for name, each in trade.items()}
+
+# %% tags=["nbval-ignore-output"]
+for name, each in pr.items():
+    print(f"{name}: precision {each.precision:.2f}, recall {each.recall:.2f}, spread of features {spread[name]:.0f}")
+
+# %% [markdown]
+# Each of these shares has an interval of about ±.15, so read them with care: with 32 pictures the two scales may come
+# out either way. The paper measures 50,000 and sees it plainly: table 3, class-conditional ImageNet, precision rises
+# from .71 to .87 with guidance 1.5, recall falls from .62 to .48, and FID, which mixes both, improves all the same.
+#
+# ## Step 5: CLIP score
+#
+# CLIP puts sentences and pictures into one space (lesson 03). The CLIP score is 100 times the cosine of the two
+# vectors, 0 where it is negative. It needs no judge and reads any sentence.
+
+
+# %%
+def clip_of(pictures, captions):
+    return clip_score(pipeline.clip, pipeline.tokenizer, pictures[:200], captions[:200]).value
+
+
+clips = {name: clip_of(*pair) for name, pair in cases.items()}
+swap = {"red": "blue", "blue": "red", "green": "orange", "orange": "green"}
+changed = [" ".join(swap.get(word, word) for word in caption.split()) for caption in test.captions[:200]]
+clips["colours swapped"] = clip_of(real, changed)
+show(bars(list(clips), list(clips.values()), title="CLIP score"), alt="CLIP score: wrong sentences lowest.")
+top, low = clip_of(real, test.captions), clips["wrong sentences"]
+print("wrong sentences score less than half of right ones:", low < top / 2)
+print("swapped colours cost something, but less:", low < clips["colours swapped"] < top)
+
+# %% [markdown]
+# > **Careful.** This CLIP is the one whose text tower steers the U-Net. A model can learn to please its own CLIP. Judge
+# > with another network than the one that taught, wherever you can. The paper reports no CLIP score at all.
+#
+# ## The scoreboard
+#
+# All six measures against all six sets. Each column is scaled so that 1 is what real scenes reach and 0 is the worst
+# set in it; for FID less is better, so the ratio of floor to value is taken.
+
+# %%
+table = []
+for name, (pictures, captions) in cases.items():
+    right_share = sum(followed(pictures, captions)) / len(captions)
+    near, pair = floor / fids[name], both[name]
+    table.append([right_share, near, scores[name], pair.precision, pair.recall, clips[name]])
+table = torch.tensor(table)
+board = ((table - table.amin(dim=0)) / (table[0] - table.amin(dim=0))).clamp(0, 1)
+columns = ["accuracy", "FID", "IS", "precision", "recall", "CLIP"]
+ALT = "Table of six sets by six measures, from 0, the worst, to 1, like real. No column notices every damage."
+show(kit.board_figure(board, list(cases), columns), alt=ALT)
+blind = [column for k, column in enumerate(columns) if bool((board[1:, k] > 0.9).any())]
+print("measures that call at least one damaged set as good as real:", len(blind), "of 6")
+
+# %% [markdown]
+# Read the table by columns. No single measure sees everything, which is why papers report several, and why you should
+# look at pictures before you believe any.
+
+# %% [markdown]
+# ## Turn one knob: pixels against latents
+#
+# Now the question behind the whole architecture. Rombach et al. (section 4.1) train the same kind of U-Net on pixels
+# ($f = 1$) and on latents of $f = 2$ to 32, each with the same computing resources, and plot quality over time. Here is
+# that study in miniature, trained once by `python -m ldm_tutor.lessons.lesson_11_kit` and kept with the course:
+#
+# - **six runs**: pixels; latents of $f$ = 2, 4, 8, 16 from lesson 01's autoencoders; and a control that careful
+#   readers ask for, a pixel model that first cuts the picture into patches of 4x4 pixels, 48 numbers each. It works
+#   on the same 16x16 grid as $f = 4$, so a step costs about the same.
+# - **equal in all of them**: scenes with one object and their sentences, the shipped CLIP, batch 32, learning rate,
+#   noise schedule, seeds, the *seconds of one CPU thread*, and the parameters of the U-Net, to within 8%.
+# - **not equal**: the grid, and so the work per step and the number of steps that fit into the seconds.
+# - **the exam**: 128 held-out sentences, ten steps, guidance 3; the judge reads them.
+
+# %%
+study, costs = kit.load_study(), kit.load_costs()
+print(kit.cost_table(costs))
+numbers = [cost["parameters"] for cost in costs.values()]
+print(f"largest over smallest number of parameters: {max(numbers) / min(numbers):.2f}")
+print(f"multiply-adds of pixels over f = 4: {costs['pixels']['multiply_adds'] / costs['f4']['multiply_adds']:.1f}")
+
+# %% [markdown]
+# Weights are shared by all positions, so parameters say nothing about work. A grid with twice the side has four times
+# the positions, each with the same multiply-adds. Seconds per step and per picture were measured side by side in one
+# process, in turns, in CPU time of one thread:
+
+# %%
+show(kit.cost_figure(costs), alt="Milliseconds per training step and per picture: pixels by far the most, then f = 2.")
+faster = costs["pixels"]["seconds_per_picture"] / costs["f4"]["seconds_per_picture"]
+print(f"f = 4 draws {faster:.1f} times as many pictures per second as pixels, decoder included")
+
+# %% [markdown]
+# ### Equal time
+
+# %%
+ALT = "Over seconds: background right rises to nearly 1 for f = 4 and 8, to half for f = 2, stays at chance for pixels."
+show(kit.study_figure(study, ["background", "fid", "color"]), alt=ALT)
+print(kit.minute_table(study))
+
+# %%
+sheet = [picture for name in study for picture in kit.pictures_of(name)[:6]]
+titles = [kit.LABELS[name] if k == 0 else "" for name in study for k in range(6)]
+ALT = "Six sentences, drawn by each run at its last look: noise from pixels, scenery from f = 4 and 8."
+show(picture_grid(sheet, titles, columns=6, scale=1), alt=ALT)
+
+# %% [markdown]
+# Six backgrounds are possible, so chance is one in six. After a minute the pixel model has made a few dozen steps and
+# draws noise. In latents of $f = 4$ the same minute is enough for nearly every background. Nobody draws objects yet:
+# for those the shipped model trained more than an hour, and this budget cannot show who would win there.
+#
+# ### Equal steps
+#
+# Is it only that the latent model gets more steps into its minute? Then give all the same number of steps:
+
+# %%
+ALT = "The same over steps: where the runs overlap, latents are ahead of pixels and of patches too."
+show(kit.study_figure(study, ["background", "fid", "loss"], axis="step"), alt=ALT)
+patches, f4 = (kit.look_at(study[name], 60) for name in ("patches", "f4"))
+print("numbers of steps within 10% of each other:", abs(patches["step"] / f4["step"] - 1) < 0.1)
+gap = kit.value_of(f4, "background") - kit.value_of(patches, "background")
+print("and yet the latents have more than half of all backgrounds more:", gap > 0.5)
+
+# %% [markdown]
+# So half of the usual explanation is not enough. The control has the same grid, the same work and the same number of
+# steps as $f = 4$, and is nowhere near. A smaller grid makes steps cheap; that the autoencoder has already *thrown
+# detail away* makes each step teach more. A patch is 48 numbers, nearly all of them detail that the U-Net has to
+# predict; the latents are 4 numbers that carry the scenery. A second reason hides in the schedule: neighbouring
+# pixels are alike, so the same noise hides less of a scene in pixels than in latents (lesson 04), and the step from
+# pure noise is further from anything that the model has seen. This study does not separate the two.
+#
+# ### The two ends
+#
+# Why not compress more, then? Send real scenes through each space and back, without any diffusion. That is the best any
+# model in this space can do:
+
+# %%
+ALT = "There and back: f = 4 keeps everything; f = 8 and more lose colour and objects. FID rises."
+show(kit.ceiling_figure(study), alt=ALT)
+print(kit.ceiling_table(study))
+lost = kit.value_of(study["f8"]["ceiling"], "color") < 0.5
+print("f = 8 loses more than half of the colours before diffusion begins:", lost)
+
+# %% [markdown]
+# Here are the two ends of the paper's figure 6. **Too little compression** wastes work: the U-Net spends its steps on
+# detail that nobody would miss. **Too much** loses the picture: at $f = 8$ backgrounds come early, but the decoder
+# has lost most colours, and no training of the U-Net brings them back. $f = 4$ stands between the two. Where exactly
+# the best point lies depends on the pictures and on the autoencoders, and ours had 400 steps each (lesson 01): better
+# ones would push the upper end further out.
+#
+# > **Careful.** What this study does not say. One seed. 128 sentences. The autoencoders' own training and CLIP's are
+# > not in the seconds (they are paid once, for all models that use them). Minutes, not days: a pixel model with
+# > enough time learns too. It measures *how fast*, not *how good in the end*.
+#
+# ## Look for yourself
+#
+# > **Try it.** Choose a measure and an axis. Find the measure in which $f = 8$ is ahead, and ask whether you would want
+# > its pictures. Then look at the loss: can you compare it between spaces at all?
+
+
+# %%
+def look(measure, axis):
+    chosen = next(key for key, label in kit.MEASURES.items() if label == measure)
+    return kit.study_figure(study, [chosen], axis="seconds" if axis == "time" else "step")
+
+
+def describe(measure, axis):
+    chosen = next(key for key, label in kit.MEASURES.items() if label == measure)
+    ends = ", ".join(f"{kit.LABELS[name]} {kit.curve(report, chosen)[1][-1]:.2f}" for name, report in study.items())
+    return f"{measure} over {axis}, at each run's last look: {ends}"
+
+
+dial = ipywidgets.ToggleButtons(options=["time", "steps"], description="over")
+live(
+    look,
+    "One measure of the study, one line per run.",
+    caption=describe,
+    measure=list(kit.MEASURES.values()),
+    axis=dial,
+)
+
+# %% [markdown]
+# If you read this without a running kernel, here are the loss and the objects over time:
+
+# %%
+ALT = "Loss falls for all runs, from different heights; objects stay near chance."
+show(kit.study_figure(study, ["loss", "object"]), alt=ALT)
+middle = kit.at(study["f4"], "fid", 300)
+print("FID of f = 4 at 300 steps, between two looks:", "not measured" if middle is None else round(middle))
+
+# %% [markdown]
+# The loss does not compare between spaces. It is the error in the noise, and how hard noise is to see depends on what
+# lies beneath it.
+#
+# ## In the paper, and at full size
+#
+# > **In the paper.** Figure 6, class-conditional ImageNet, two million steps, 5,000 samples with 100 DDIM steps:
+# > LDM-1 and LDM-2 improve slowly, LDM-32 stops early, LDM-4 to LDM-16 are best, and between LDM-1 and LDM-8 lies a
+# > gap of 38 in FID. Table 6, inpainting: LDM-4 trains on .32 to .35 samples a second where LDM-1 manages .11, and
+# > its FID after six epochs is about 15 to 16 against 24.74.
+# > > What compares with ours? The *order*, and why. Not the numbers: other pictures, other features, 5,000 pictures
+# > against 128. Not even within the paper: figure 6 has 5,000 samples, table 3 has 50,000, so LDM-4's 10.56 of table
+# > 3 does not go onto the axis of figure 6.
+#
+# | Text to image, MS-COCO, table 2 | FID | IS | parameters |
+# |---|---|---|---|
+# | CogView | 27.10 | 18.20 | 4B |
+# | LAFITE | 26.94 | 26.02 | 75M |
+# | GLIDE | 12.24 | not given | 6B |
+# | Make-A-Scene | 11.84 | not given | 4B |
+# | LDM-KL-8 | 23.31 | 20.03 | 1.45B |
+# | LDM-KL-8-G (guided, 1.5) | 12.63 | 30.29 | 1.45B |
+#
+# This is the table behind the sentence "as good with a quarter of the parameters". 12.63 against GLIDE's 12.24, with
+# 1.45 against 6 billion. Read it as you have learned to. The unguided LDM is far behind both, so guidance is half of
+# the story. The FID of 12.63 is slightly *worse*. No interval is given. And parameters are not work: you saw six
+# models of nearly the same size whose steps differ by more than ten times.
+#
+# > **At full size.** Table 18 counts GPU-days: LDM-4 on ImageNet 271 V100-days, LDM-8 79, against 916 for ADM, which
+# > works in pixels. A hub of 50,000 pictures for one FID costs hours by itself: LDM-4 draws .7 samples a second
+# > there.
+#
+# ## Exercises
+#
+# Each check tells you what it thinks went wrong. Nothing below depends on your answers.
+
+# %%
+exercise("measuring.two_bells")
+
+# %%
+my_distance = ...
+check.measuring.two_bells(my_distance)
+
+# %%
+hint("measuring.two_bells")
+
+# %%
+exercise("measuring.frechet")
+
+
+# %%
+def my_fid(a, b):
+    """a: (n, d), b: (m, d). Return their Fréchet distance, one number."""
+    ...
+
+
+check.measuring.frechet(my_fid)
+
+# %%
+hint("measuring.frechet")
+
+# %%
+exercise("measuring.balls")
+
+
+# %%
+def my_precision(made, real, k):
+    """The share of drawn vectors in a ball of the real ones. Something is wrong here, in two places."""
+    radius = torch.cdist(real, real).kthvalue(k, dim=1).values
+    near = torch.cdist(made, real) <= radius
+    return near.any(dim=0).float().mean()
+
+
+check.measuring.balls(my_precision)
+
+# %%
+hint("measuring.balls")
+
+# %%
+exercise("measuring.limit")
+
+
+# %%
+def my_limit(counts, values):
+    """FIDs over numbers of pictures. Return the limit of a line over 1 / count."""
+    ...
+
+
+check.measuring.limit(my_limit)
+
+# %%
+hint("measuring.limit")
+
+# %%
+exercise("measuring.enough")
+
+# %%
+my_number = ...
+check.measuring.enough(my_number)
+
+# %%
+hint("measuring.enough")
+
+# %%
+solution("measuring.balls")
+
+# %% [markdown]
+# ## Recap
+#
+# - A share needs its interval and its number of cases; 32 sentences tell great differences only.
+# - FID compares means and covariances of features. It has a floor, it is too high for few pictures, and it reads no
+#   text.
+# - The Inception score needs no real pictures and cannot see what is missing within a class.
+# - Precision asks whether drawn pictures look real, recall whether all of reality is there.
+# - The CLIP score reads the sentence, with all the blind spots of its CLIP.
+# - In equal time, latents of a middling $f$ beat pixels by far, and a pixel model on the same grid too: the
+#   autoencoder saves work *and* takes detail out of the task. Too large an $f$ loses the picture before diffusion
+#   begins.
+#
+# ## Common mistakes
+#
+# - *FIDs of different numbers of pictures side by side*, or of different features, references, or ways of scaling down.
+# - *An FID without its floor*, and a share without its interval.
+# - *Judging with the network that taught.* Its blind spots are the model's.
+# - *Equal steps sold as equal work*, or parameters as cost.
+# - *Comparing losses between spaces*, schedules or weightings.
+# - *Numbers without pictures.* The study's FID falls while objects are still mush.
+#
+# ## Terms
+#
+# {{terms}}
+#
+# ## References
+#
+# - Heusel et al.: *GANs Trained by a Two Time-Scale Update Rule*, 2017 (arXiv 1706.08500). FID, equation 6.
+# - Salimans et al.: *Improved Techniques for Training GANs*, 2016 (arXiv 1606.03498). The Inception score, section 4.
+# - Kynkäänniemi et al.: *Improved Precision and Recall Metric for Assessing Generative Models*, 2019 (arXiv
+#   1904.06991).
+# - Hessel et al.: *CLIPScore*, 2021 (arXiv 2104.08718). There with the weight 2.5 in the place of 100.
+# - Chong, Forsyth: *Effectively Unbiased FID and Inception Score*, 2020 (arXiv 1911.07023). The line over $1/n$.
+# - Rombach et al.: *High-Resolution Image Synthesis with Latent Diffusion Models*, 2022 (arXiv 2112.10752). Section
+#   4.1, figure 6, tables 2, 3, 6 and 18.
+#
+# ## Next stop
+#
+# **12 · Full-size model: how do you assemble the real thing?** The same classes, the paper's sizes, parameter counts
+# equal to the last one.
