@@ -240,8 +240,8 @@ alignment = align_swap(pipe.tokenizer, SOURCE, TARGET)
 table = injection_table(STEPS, 32, 0.8)
 theirs = draw_rows(pair, SEED, chain(TakeCross([alignment], [table]), TakeSelf(STEPS, [0.4])))
 print("the same picture as the package's:", bool((theirs - swapped).abs().max() < 0.02))
-whole = pipe.edit_many([Change(source=SOURCE, target=TARGET, seed=SEED, injection=Injection(threshold=None))],
-                       num_steps=STEPS)  # fmt: skip
+how = Injection(cross=0.8, self_=0.4, threshold=None)
+whole = pipe.edit_many([Change(source=SOURCE, target=TARGET, seed=SEED, injection=how)], num_steps=STEPS)
 print("and as one call of the pipeline:", bool((whole[1][0] - swapped[1]).abs().max() < 0.02))
 identity = draw_rows([SOURCE, SOURCE], SEED, MySwap(1.0, 1.0))
 print("an edit to the same sentence changes nothing:", bool((identity[1] - plain[0]).abs().max() < 0.01))
@@ -252,7 +252,8 @@ print("an edit to the same sentence changes nothing:", bool((identity[1] - plain
 # ## Turn one knob, and break it
 #
 # For how many steps should the maps be taken over? Too few, and the target goes its own way. Too many, and it may be
-# forced into a shape that is not its own. Turn both shares. One source serves all targets, so this is one batch.
+# forced to live where there is no room for it. Turn both shares, up to the deliberate failure at the right end. One
+# source serves all its targets, so each row is one batch.
 
 # %%
 SHARES = [(0.0, 0.0), (0.2, 0.0), (0.4, 0.2), (0.8, 0.0), (0.8, 0.4), (1.0, 1.0)]
@@ -275,34 +276,26 @@ for row, source, line in zip(levels, sources[1:], ("o-", "s--", "^:"), strict=Tr
 axes.set_xticks(range(len(SHARES)), [f"{c:.0%}\n{s:.0%}" for c, s in SHARES])
 axes.set(xlabel="share of cross (above) and self (below)", ylabel="background, dB")
 axes.legend(fontsize=9)
-show(figure, alt="Background PSNR over the shares, for three swaps: it rises from no injection to the middle settings.")
-print("injection of 80% and 40% keeps more of the background than none, in the mean of the three:",
-      sum(row[4] for row in levels) > sum(row[0] for row in levels))  # fmt: skip
+show(figure, alt="Background PSNR over the shares: it rises with the injection for the rocket, not for the others.")
+views = [read_pictures(judge, row[1:]) for row in results]
+sees = [[seen_thing(view, new) is not None for view in row] for row, new in zip(views, NEW[1:], strict=True)]
+print("house to rocket, 80% and 40% keep more of the background than nothing:", levels[0][4] > levels[0][0])
+print("boat to house, the judge sees a house with nothing taken over:", sees[1][0], "| with everything:", sees[1][-1])
 
 # %% [markdown]
-# And now break it on purpose: 100% of everything, for things whose shapes have nothing in common.
-
-# %%
-HARD = [
-    ("a small white ball at night", "a small white bicycle at night", 3),
-    ("a large green tree on a sunny day", "a large green car on a sunny day", 5),
-    ("a purple rocket on the moon", "a purple bicycle on the moon", 6),
-]
-FORCED = Injection(cross=1.0, self_=1.0, threshold=None)
-hard = [Change(source=s, target=t, seed=k, injection=how) for s, t, k in HARD for how in (NOTHING, Injection(), FORCED)]
-first, made = pipe.edit_many(hard, num_steps=STEPS)
-panels = [each for k in range(3) for each in (first[3 * k], *made[3 * k : 3 * k + 3])]
-titles = [each for s, t, _ in HARD for each in (s, "same seed", "default edit", "100% of both")]
-ALT = "Three hard swaps in rows: source, same seed, default edit, and everything taken over, where shapes are broken."
-show(picture_grid(panels, titles, columns=4, scale=2), alt=ALT)
-
-# %% [markdown]
-# With everything taken over, the new thing has to live in the outline of the old one. A car in the outline of a tree
-# is neither. The values say *car*, the maps say *crown and trunk*, and nobody wins. So leave the last steps alone: the
-# layout is settled early, and the details come late.
+# The first row is how it should be: from the first fifth of the steps on, there is one rocket, in the house's place.
+# The second row is the failure. With the boat's maps, the house is squeezed into a sliver, and then it is gone, while
+# the background is kept beautifully. A high PSNR is easy for a picture with nothing in it, so never report it alone:
+# ask whether the new thing is there. In the third row the car stays where the new sentence wants it, whatever you
+# inject, and at 100% it loses its colour.
 #
-# > **Careful.** There is no best share for all swaps. Like shapes bear much injection, unlike shapes want less. The
-# > defaults here are what was best on many swaps in the mean.
+# Why is the third row so stubborn? Our U-Net attends on grids of 8 x 8 and 4 x 4; its convolutions, which no tap
+# touches, run on 16 x 16 as well. And every later token has heard the word *car* (lesson 07). A map decides which
+# token is read where; if they all say *car*, it decides less.
+#
+# > **Careful.** There is no best share for all swaps. The defaults of the package are those that did best on many, not
+# > on these: all of the cross-attention, 40% of the self-attention, and the local blend of step 6, which decides more
+# > than both.
 #
 # ## Step 3: when the words do not match
 #
@@ -376,10 +369,10 @@ print("pairs:", pairs, "| the package's:", align_sequences(one, other) == pairs)
 # %%
 REFINED = [
     ("a house in the snow", "a large yellow house in the snow", 3),
-    ("a red car", "a red car at night", 4),
-    ("a boat on the beach", "a purple boat on the beach", 2),
+    ("a cat on a sunny day", "a red cat on a sunny day", 3),
+    ("a blue bicycle", "a blue bicycle at night", 5),
 ]
-refine = [Change(source=s, target=t, seed=k, injection=how) for s, t, k in REFINED for how in (NOTHING, Injection())]
+refine = [Change(source=s, target=t, seed=k, injection=how) for s, t, k in REFINED for how in (NOTHING, None)]
 first, made = pipe.edit_many(refine, num_steps=STEPS)
 panels = [each for k in range(3) for each in (first[2 * k], made[2 * k], made[2 * k + 1])]
 titles = [each for s, t, _ in REFINED for each in (s, "same seed", t)]
@@ -388,8 +381,10 @@ added = align_refinement(pipe.tokenizer, *REFINED[0][:2])
 print("tokens of the first that keep their own map:", added.new.nonzero().flatten().tolist())
 
 # %% [markdown]
-# > **Careful.** A refinement says what is added, not that it is added to *this* thing. Where the added word changes
-# > everything, such as *at night*, keeping the rest means little.
+# > **Careful.** What holds the old picture also holds the new word back. Where a word changes everything, such as *at
+# > night*, strong injection refuses it. So the package takes over less for refinements than for swaps, and blends
+# > nothing: `REFINE` and `SWAP` in `ldm_tutor.attention_maps.plan` are the two settings, and in the studio below you
+# > can try others.
 #
 # ## Step 4: louder and softer
 #
@@ -409,18 +404,18 @@ def my_reweight(probs, rows, place, factor):
 agree = torch.equal(my_reweight(probs, call.info.rows, place, -2.0), Reweight([{}, {place: -2.0}])(call, probs))
 print("equal to the package's tap:", agree)
 
-BALL, BALL_SEED, FACTORS = "a blue ball on the beach", 6, (-1, 0, 0.5, 1, 2, 3)
+BIKE, BIKE_SEED, FACTORS = "a medium blue bicycle in daylight", 1011, (-1, 0, 0.5, 1, 2, 3)
 
 
 def weigh(deep):
-    changes = [Change(source=BALL, seed=BALL_SEED, weights={"blue": f}, deep=deep) for f in FACTORS if f != 1]
+    changes = [Change(source=BIKE, seed=BIKE_SEED, weights={"blue": f}, deep=deep) for f in FACTORS if f != 1]
     first, made = pipe.edit_many(changes, num_steps=STEPS)
     return torch.cat([made[:3], first[:1], made[3:]])
 
 
 shallow, deep = weigh(False), weigh(True)
 titles = [f"{where}: blue times {f}" for where in ("U-Net only", "text tower too") for f in FACTORS]
-ALT = "A blue ball with the word blue weighted from -1 to 3. Above nothing much happens; below the blue comes and goes."
+ALT = "A blue bicycle with the word blue weighted from -1 to 3. Above, blue throughout; below, the blue comes and goes."
 show(picture_grid([*shallow, *deep], titles, columns=6, scale=2), alt=ALT)
 
 # %% [markdown]
@@ -437,7 +432,7 @@ show(picture_grid([*shallow, *deep], titles, columns=6, scale=2), alt=ALT)
 # (`deep=True`). The published re-weighting is `deep=False`. How sure is the judge of the blue?
 
 # %%
-thing = seen_thing(read_pictures(judge, shallow[3:4])[0], "ball")
+thing = seen_thing(read_pictures(judge, shallow[3:4])[0], "bicycle")
 curves = {name: kit.color_sure(judge, each, thing, "blue") for name, each in
           {"U-Net only": shallow, "text tower too": deep}.items()}  # fmt: skip
 figure, axes = plt.subplots(figsize=(5.6, 2.6))
@@ -485,8 +480,8 @@ print("fewer where the text tower ignores it too:", with_color(made[1::2]) < wit
 #
 # Injection keeps the layout; it does not keep every pixel. **Local blend** does. The maps say where the changed words
 # are, so outside of that put the source's latents in the place of the target's, after each step. By hand: average the
-# maps of *house* in the source and of *rocket* in the target, take the largest of each 3 x 3 neighbours, and keep what
-# is above 0.3 of the maximum.
+# maps of *house* in the source and of *rocket* in the target, bring them to 16 x 16, take the largest of each 3 x 3
+# neighbours, and keep what is above 0.7 of the maximum.
 
 # %%
 blend = LocalBlend(STEPS, [((place,), (place,))])
@@ -497,9 +492,9 @@ mask = torch.zeros(16, 16, dtype=torch.bool)
 for row in (0, 1):
     fine = [r.probs[row, 0, :, place].float() for r in keep.records
             if r.call.site.kind == "cross" and r.grid == (8, 8)]  # fmt: skip
-    field = F.max_pool2d(torch.stack(fine).mean(0).view(1, 1, 8, 8), 3, stride=1, padding=1)
-    field = F.interpolate(field, size=(16, 16), mode="nearest")[0, 0]
-    mask |= field > 0.3 * field.max()
+    field = F.interpolate(torch.stack(fine).mean(0).view(1, 1, 8, 8), size=(16, 16), mode="bilinear")
+    field = F.max_pool2d(field, 3, stride=1, padding=1)[0, 0]
+    mask |= field > 0.7 * field.max()
 print("mask by hand and package agree:", bool((mask == blend.masks[0]).float().mean() > 0.98))
 where = F.interpolate(mask[None, None].float(), size=(64, 64))[0, 0] > 0
 panels = [torch.where(where, plain[0], 0.4 * plain[0] - 0.6), swapped[1], blended[1]]
@@ -594,7 +589,7 @@ axes.semilogy(healed.misses, "o-", label="null-text")
 axes.set(xlabel="step", ylabel="distance from the path")
 axes.legend()
 show(figure, alt="Distance from the path over the steps, logarithmic: with null-text far below the plain inversion.")
-print("null-text stays nearer to the path:", sum(healed.misses) < 0.2 * sum(plain_4.misses))
+print("null-text stays nearer to the path:", sum(healed.misses) < 0.5 * sum(plain_4.misses))
 
 # %%
 truth = outside([REAL.objects[0].box], 64)
@@ -633,9 +628,9 @@ print(f"cross-attention of 16 x 16, which the local blend looks at: {sum(sizes[s
 #
 # > **In the paper.** Hertz et al. 2022 name three edits: word swap, adding a phrase, and attention re-weighting. Their
 # > code takes over self-attention up to 16 x 16 positions and never edits the rows without the sentence. Ours differs
-# > in four points: words are split by the tokenizer's pattern, not at spaces; after a swap of other token counts the
-# > later words keep their own columns, and a map's rows sum to 1; re-weighting acts in all steps; and by default it
-# > reaches into the text tower.
+# > in five points: words are split by the tokenizer's pattern, not at spaces; after a swap of other token counts the
+# > later words keep their own columns, and a map's rows sum to 1; re-weighting acts in all steps; by default it reaches
+# > into the text tower; and the local blend starts at once, with a threshold of 0.7 instead of 0.3, as measured here.
 #
 # ## The edit studio
 #

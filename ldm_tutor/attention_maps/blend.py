@@ -36,8 +36,8 @@ class LocalBlend:
         words: Sequence[tuple[Sequence[int], Sequence[int]]],
         pairs: Sequence[Pair] = ((0, 1),),
         *,
-        threshold: float | Sequence[float] = 0.5,
-        start: float = 0.2,
+        threshold: float | Sequence[float] = 0.7,
+        start: float = 0.0,
     ) -> None:
         if len(words) != len(pairs):
             raise ConfigError("LocalBlend: words", given=len(words), expected=f"{len(pairs)}, one entry per pair")

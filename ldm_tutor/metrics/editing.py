@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ldm_tutor.attention_maps.plan import Change, Injection
+from ldm_tutor.attention_maps.plan import SWAP, Change, Injection
 from ldm_tutor.data.scenes.requests import Request
 from ldm_tutor.data.scenes.sampling import caption_for
 from ldm_tutor.data.scenes.words import parse, request_text
@@ -58,7 +58,7 @@ class Case:
 def cases(edit: str, num: int, seed: int, injection: Injection | None = None) -> list[Case]:
     """Return `num` cases of an edit (one of EDITS), from held-out sentences; case number i is drawn with seed + i."""
     makers = {"swap": _swaps, "refine": _refinements, "reweight": _reweightings, "ignore": _ignored}
-    return list(islice(makers[edit](seed, injection or Injection()), num))
+    return list(islice(makers[edit](seed, injection), num))
 
 
 def _captions(seed: int) -> Iterator[tuple[str, Request, random.Random]]:
@@ -75,7 +75,7 @@ def _names_places(request: Request) -> bool:
     return request.relation is not None or any(each.place for each in request.objects)
 
 
-def _swaps(seed: int, injection: Injection) -> Iterator[Case]:
+def _swaps(seed: int, injection: Injection | None) -> Iterator[Case]:
     """Exchange one kind for another; sentences that name places and sentences that do not take turns."""
     waiting: dict[bool, list[Case]] = {True: [], False: []}
     number = 0
@@ -87,7 +87,7 @@ def _swaps(seed: int, injection: Injection) -> Iterator[Case]:
         target = " ".join(new if word == old.kind else word for word in split_words(caption)).replace(" ,", ",")
         changes = {
             "edit": Change(source=caption, target=target, injection=injection),
-            "no_self": Change(source=caption, target=target, injection=replace(injection, self_=0.0)),
+            "no_self": Change(source=caption, target=target, injection=replace(injection or SWAP, self_=0.0)),
             "reprompt": Change(source=caption, target=target, injection=NOTHING),
         }
         made = Case("swap", changes, parse(target), "object", old.kind, new, _names_places(request))
@@ -97,7 +97,7 @@ def _swaps(seed: int, injection: Injection) -> Iterator[Case]:
             number += 1
 
 
-def _refinements(seed: int, injection: Injection) -> Iterator[Case]:
+def _refinements(seed: int, injection: Injection | None) -> Iterator[Case]:
     """Add the word for one attribute to a sentence without it."""
     number = 0
     for _, request, rng in _captions(seed + 1):
@@ -123,7 +123,7 @@ def _refinements(seed: int, injection: Injection) -> Iterator[Case]:
         number += 1
 
 
-def _reweightings(seed: int, injection: Injection) -> Iterator[Case]:
+def _reweightings(seed: int, injection: Injection | None) -> Iterator[Case]:
     """Multiply what the colour word of a single object gets."""
     number = 0
     for caption, request, _ in _captions(seed + 2):
@@ -142,7 +142,7 @@ def _reweightings(seed: int, injection: Injection) -> Iterator[Case]:
         number += 1
 
 
-def _ignored(seed: int, injection: Injection) -> Iterator[Case]:
+def _ignored(seed: int, injection: Injection | None) -> Iterator[Case]:
     """Ignore the word of one attribute of a single object: a colour in every second case."""
     number = 0
     for caption, request, rng in _captions(seed + 3):

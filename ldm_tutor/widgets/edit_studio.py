@@ -65,13 +65,12 @@ def outlined(picture: Pictures, region: Bool[Tensor, "H W"] | None) -> Pixels:
     """Return a picture (1, 3, H, W) enlarged, with the edge of a region in white on black."""
     pixels = enlarge(to_uint8(picture)[0], ENLARGEMENT)
     if region is not None and bool(region.any()):
-        inside = region.numpy().repeat(ENLARGEMENT, axis=0).repeat(ENLARGEMENT, axis=1)
+        inside = region[None, None].float().repeat_interleave(ENLARGEMENT, 2).repeat_interleave(ENLARGEMENT, 3)
         for width, color in ((3, 0), (1, 255)):
-            edge = np.zeros_like(inside)
-            for axis in (0, 1):
-                rolled = [np.roll(inside, step, axis=axis) for step in (-width, width)]
-                edge |= (rolled[0] != inside) | (rolled[1] != inside)
-            pixels[edge] = color
+            most, least = (
+                sign * F.max_pool2d(sign * inside, 2 * width + 1, stride=1, padding=width) for sign in (1, -1)
+            )
+            pixels[(most > least)[0, 0].numpy()] = color
     return pixels
 
 
