@@ -18,7 +18,7 @@ from ldm_tutor.attention_maps.blend import LocalBlend
 from ldm_tutor.attention_maps.edit import Reweight, TakeCross, TakeSelf, check_window, injection_table
 from ldm_tutor.attention_maps.ignore import encode_weighted
 from ldm_tutor.attention_maps.inversion import ddim_path
-from ldm_tutor.attention_maps.plan import Change, EditPlan, Injection, align
+from ldm_tutor.attention_maps.plan import REFINE, SWAP, WEIGH, Change, EditPlan, Injection, align
 from ldm_tutor.attention_maps.record import Recorder
 from ldm_tutor.attention_maps.watch import chain, watch
 from ldm_tutor.config import sd_v1
@@ -233,14 +233,17 @@ def test_outside_the_words_the_target_is_the_source():
     probs = torch.zeros(2, 1, 64, 5)
     probs[0, 0, 9, 2] = 1.0  # the source's word at row 1, column 1
     probs[1, 0, 54, 3] = 0.5  # the target's at row 6, column 6
-    blend = LocalBlend(10, [((2,), (3,))])
+    blend = LocalBlend(10, [((2,), (3,))], threshold=0.3, start=0.2)
     blend.look(call(0, guided=False, grid=(8, 8)), probs)
     latents = torch.randn(2, 4, 16, 16)
     assert torch.equal(blend.blend(state(1, latents)), latents)  # too early
     made = blend.blend(state(2, latents))
     assert torch.equal(made[0], latents[0])
     where = torch.zeros(16, 16, dtype=torch.bool)
-    where[0:6, 0:6] = where[10:16, 10:16] = True  # 3 x 3 neighbours, twice as large
+    where[0:6, 0:6] = where[10:16, 10:16] = True  # twice as large, smoothed, and 3 x 3 neighbours
+    for first in (0, 10):
+        for row, column in ((0, 0), (0, 5), (5, 0), (5, 5)):
+            where[first + row, first + column] = False
     assert torch.equal(blend.masks[0], where)
     assert torch.equal(made[1], torch.where(where, latents[1], latents[0]))
 
@@ -312,6 +315,13 @@ def test_many_at_once_are_what_each_is_alone(pipe):
     for k, change in enumerate(changes):
         alone = pipe.edit(change, num_steps=4)
         assert torch.allclose(alone[0], before[k], atol=1e-3) and torch.allclose(alone[1], after[k], atol=1e-3)
+
+
+def test_each_kind_of_edit_has_its_own_setting():
+    assert Change(source=SOURCE, target=SWAPPED).how == SWAP and Change(source=SOURCE, target=REFINED).how == REFINE
+    assert Change(source=SOURCE, target=SWAPPED, method="refine").how == REFINE
+    assert Change(source=SOURCE, weights={"red": 2.0}).how == WEIGH == Change(source=SOURCE, ignore=["red"]).how
+    assert Change(source=SOURCE, target=SWAPPED, injection=NOTHING).how == NOTHING
 
 
 def test_edits_are_combined(pipe):

@@ -131,7 +131,7 @@ _PROMPT_EDITING = Facts(
     goal="Change one word and keep the picture: write the edits of prompt-to-prompt, and measure what they keep.",
     needs="Lessons 00 and 07; lesson 08 for guidance. Lesson 06 helps with the real picture.",
     minutes_to_read=60,
-    seconds_to_run=110,
+    seconds_to_run=80,
     memory_mb=1100,
     builds="Swap, refine, re-weight, ignore and local blend as taps; alignment of sentences; edits of a real picture.",
 )

@@ -2,7 +2,8 @@
 
 The pictures are drawn, so no truth is known but the sentences: the judge reads the pictures, and the box of an object
 is the one that it finds. Every edit has companions that are drawn beside the same source, such as the target sentence
-with the same seed and nothing taken over (`reprompt`), or the edit without self-attention (`no_self`).
+with the same seed and nothing taken over (`reprompt`), the edit without self-attention (`no_self`), and without local
+blend (`no_blend`).
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def _swaps(seed: int, injection: Injection | None) -> Iterator[Case]:
         changes = {
             "edit": Change(source=caption, target=target, injection=injection),
             "no_self": Change(source=caption, target=target, injection=replace(injection or SWAP, self_=0.0)),
+            "no_blend": Change(source=caption, target=target, injection=replace(injection or SWAP, threshold=None)),
             "reprompt": Change(source=caption, target=target, injection=NOTHING),
         }
         made = Case("swap", changes, parse(target), "object", old.kind, new, _names_places(request))
