@@ -569,8 +569,9 @@ at_1 = pipe.edit_picture(plain_1, [change], guidance=1.0)
 at_4 = pipe.edit_picture(plain_4, [change], guidance=4.0)
 
 # %% [markdown]
-# Drawn again from that noise without guidance, the picture comes back, nearly. But without guidance an edit is half-hearted.
-# With guidance the walk back and the walk forth are not the same walk any more: each step is pushed off the path.
+# Drawn again from that noise without guidance, the picture comes back, nearly. But without guidance an edit is
+# half-hearted. With guidance the walk back and the walk forth are not the same walk any more: each step is pushed off
+# the path.
 #
 # **Null-text inversion** (Mokady et al. 2022) repairs it. Keep the path of the inversion. Then draw with guidance, and
 # in each step adjust the one thing that the edit does not need: the context of the *empty* sentence. A few steps of
