@@ -9,6 +9,7 @@ from tiny import make_pipeline, save_folder
 from ldm_tutor.config import JudgeConfig
 from ldm_tutor.data.scenes.words import parse
 from ldm_tutor.data.scenes.world import COLORS, HELD_OUT
+from ldm_tutor.errors import ConfigError
 from ldm_tutor.evaluation import evaluate_editing
 from ldm_tutor.metrics import editing
 from ldm_tutor.metrics.editing import CLEAN, EDITS, FACTORS, background_psnr, cases, color_margin, is_rising, outside
@@ -139,6 +140,25 @@ def test_the_whole_measurement(judge):
         assert report[f"swap{way}_new_object"]["num"] == report[f"swap_named_places{way}_new_object"]["num"] == 4
     assert report["refine_new_attribute"]["num"] == 8 and report["ignore.color.token"]["num"] == 4
     assert all(set(figure) == {"value", "interval", "num"} for figure in report.values())
+
+
+def test_what_is_kept_for_the_lesson(tmp_path, judge):
+    from ldm_tutor.lessons import lesson_09_kit as kit
+
+    report = evaluate_editing(make_pipeline(), judge, num=8, seed=0, num_steps=1, batch_size=4)
+    figure = {"value": 0.5, "interval": [0.4, 0.6], "num": 8}
+    names = [f"swap{group}{way}_background_psnr" for group in ("", "_named_places") for way in kit.WAYS.values()]
+    names += [f"reweight{way}_color.{factor:g}" for way in ("", "_token") for factor in FACTORS]
+    figures = report | dict.fromkeys(names, figure)  # a judge without training finds no boxes
+    made, kept = tmp_path / "made.json", tmp_path / "kept" / "editing.json"
+    made.write_text(json.dumps({"command": "c", "settings": figures.pop("settings"), "figures": figures}))
+    kit.keep(made, kept)
+    assert kit.load_measured(kept) == figures and "weights" in json.loads(kept.read_text())
+    assert len(kit.measured_figure(figures).axes) == 4
+    for text in ("", "{}", '{"figures": {}}', '{"figures": {"swap_new_object": {"num": 0}}}'):
+        kept.write_text(text)
+        with pytest.raises(ConfigError, match="measure them"):
+            kit.load_measured(kept)
 
 
 @pytest.mark.slow

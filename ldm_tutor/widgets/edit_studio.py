@@ -143,9 +143,6 @@ class EditStudio:
             words = dict.fromkeys(word for word, _ in sentence_words(self.pipe.tokenizer, self.target.value))
         except TutorError:
             words = {}
-        for slider in self.weights.children:
-            slider.unobserve_all()
-            slider.close()
         made = []
         for word in words:
             slider = ipywidgets.FloatSlider(
@@ -154,7 +151,10 @@ class EditStudio:
             )  # fmt: skip
             slider.observe(self._moved, "value")
             made.append(slider)
-        self.weights.children = made
+        gone, self.weights.children = self.weights.children, made
+        for slider in gone:
+            slider.unobserve_all()
+            slider.close()
 
     def _moved(self, change: Any = None) -> None:
         """A setting that was drawn before is shown at once; another one waits for the button."""
