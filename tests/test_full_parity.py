@@ -15,6 +15,7 @@ import torch
 from test_parity import TOLERANCE, randomize
 
 from ldm_tutor.config import sd_v1
+from ldm_tutor.errors import AttentionTapError
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.bert_encoder import BertEncoder
 from ldm_tutor.models.clip import Clip
@@ -235,6 +236,30 @@ def test_bert(report, name):
     tokens = torch.randint(0, config.vocab_size, (2, config.context_length))
     run = lambda ours, theirs, dtype: (ours(tokens), theirs.model(tokens).last_hidden_state)  # noqa: E731
     compare(report, f"LDMBert {name}", ours, theirs, {"2 texts": run})
+
+
+def test_all_32_attention_layers_recorded(report):
+    """Mean over heads, three tokens, every map brought to 16x16: what was predicted is what it takes."""
+    from ldm_tutor.attention_maps.record import Recorder
+    from ldm_tutor.attention_maps.watch import watch
+
+    unet = made(UNet, SD.unet)
+    x, t, words = torch.randn(2, 4, 32, 32), torch.tensor([481, 481]), torch.randn(2, 77, 768)
+    plain = unet(x, t, words)
+    recorder = Recorder(tokens=(1, 5, 76), grid=(16, 16))
+    predicted = recorder.predicted_bytes(unet, 32, batch=2, num_steps=1, context_length=77, where="all")
+    recorder.require_room(predicted)
+    with watch(unet, recorder, "all") as sites:
+        assert torch.equal(unet(x, t, words), plain)
+    assert len(sites) == len(recorder.records) == 32
+    assert {record.probs.shape[:3] for record in recorder.records} == {(2, 1, 256)}
+    assert recorder.num_bytes == predicted
+    assert recorder.maps_for(5).shape == (16, 16)
+    every = Recorder(heads="all", limit_bytes=predicted)
+    with pytest.raises(AttentionTapError, match="more memory than limit_bytes"), watch(unet, every, "all"):
+        unet(x, t, words)
+    assert torch.equal(unet(x, t, words), plain)  # no tap is left behind
+    report.append(f"{'attention tap, 32 layers: output with and without':48} {'equal':>9}")
 
 
 def test_a_whole_folder_both_ways(report, tmp_path):

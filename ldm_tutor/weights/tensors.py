@@ -22,7 +22,7 @@ from ldm_tutor.shapes import Tensor
 
 GET_AGAIN = "the file may be damaged: get it again, or train again"
 INDEX_SUFFIX = ".index.json"  # behind the name that the file would have in one piece
-PIECE = 8 * 2**20  # bytes that are read, converted and checked at a time
+PIECE = 2 * 2**20  # bytes that are read, converted and checked at a time
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and a bare pickle
 _CONVERT = (
     "ldm_tutor.weights.compvis reads published .ckpt files without running anything; to convert another file that "

@@ -1,0 +1,115 @@
+"""What runs faster or in less memory computes the same."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_parity import randomize
+
+from ldm_tutor.config import AutoencoderConfig, UNetConfig
+from ldm_tutor.errors import ConfigError
+from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.tuning import channels_last_pays, in_tiles, one_by_one, tune
+from ldm_tutor.models.unet import UNet
+
+UNET = UNetConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=2, context_dim=8)
+PLAIN = dataclasses.replace(UNET, context_dim=None)
+AUTOENCODER = AutoencoderConfig(channels=16, channel_mult=(1, 2), norm_groups=8)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def close(one, other, tolerance=1e-5):
+    assert one.shape == other.shape
+    assert (one - other).abs().max() / other.abs().max() <= tolerance
+
+
+def test_channels_last_is_the_same_network():
+    x, t, words = torch.randn(2, 4, 8, 16), torch.tensor([3, 981]), torch.randn(2, 5, 8)
+    for config, rest in ((UNET, (t, words)), (PLAIN, (t,))):
+        unet = randomize(UNet(config))
+        before, weights = unet(x, *rest), {name: value.clone() for name, value in unet.state_dict().items()}
+        assert tune(unet, channels_last=True) is unet
+        assert unet.down[0].res_blocks[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+        close(unet(x, *rest), before)
+        assert all(torch.equal(value, weights[name]) for name, value in unet.state_dict().items())
+    ours = randomize(Autoencoder(AUTOENCODER))
+    pictures, latents = torch.rand(1, 3, 16, 24) * 2 - 1, torch.randn(1, 4, 8, 6)
+    before = ours.encode(pictures).mean, ours.decode(latents)
+    tune(ours, channels_last=True)
+    close(ours.encode(pictures).mean, before[0])
+    close(ours.decode(latents), before[1])
+
+
+def test_where_channels_last_pays_is_chosen_by_the_network():
+    assert channels_last_pays(torch.nn.Linear(2, 2)) is False
+    linear = torch.nn.Linear(2, 2)
+    assert tune(linear) is linear
+    unet = tune(UNet(UNET))
+    chosen = unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert chosen == channels_last_pays(unet)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_a_compiled_network_computes_the_same_and_refuses_to_be_watched():
+    from ldm_tutor.attention_maps.watch import watch
+    from ldm_tutor.errors import AttentionTapError
+
+    unet = randomize(UNet(UNET))
+    x, t, words = torch.randn(2, 4, 8, 8), torch.tensor([3, 981]), torch.randn(2, 5, 8)
+    before = unet(x, t, words)
+    tune(unet, channels_last=False, compiled=True)
+    try:
+        after = unet(x, t, words)
+    except RuntimeError as error:
+        pytest.skip(f"no compiler here: {str(error).splitlines()[0]}")
+    close(after, before)
+    with pytest.raises(AttentionTapError, match="compiled"), watch(unet, lambda call, probs: None):
+        pass
+
+
+def test_picture_by_picture_is_the_same():
+    ours = randomize(Autoencoder(AUTOENCODER))
+    latents = torch.randn(3, 4, 6, 8)
+    close(one_by_one(ours.decode, latents), ours.decode(latents))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 20), (21, 8), (13, 30)])
+def test_tiles_cover_the_picture_and_agree_where_nothing_is_global(shape):
+    """A decoder that only repeats its latents sees no edges: its tiles give the very picture."""
+    config = dataclasses.replace(AUTOENCODER, channel_mult=(1, 2, 2))
+    latents = torch.randn(2, 3, *shape)
+    asked = []
+
+    def decode(z):
+        asked.append(tuple(z.shape[2:]))
+        return z.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+
+    tiled = in_tiles(decode, latents, config, tile=8)
+    assert tiled.shape == (2, 3, 4 * shape[0], 4 * shape[1])
+    assert torch.allclose(tiled, decode(latents), atol=1e-6)
+    assert max(max(side) for side in asked[:-1]) <= 8
+
+
+def test_a_picture_of_one_tile_is_decoded_as_it_is():
+    ours = randomize(Autoencoder(AUTOENCODER))
+    latents = torch.randn(1, 4, 8, 8)
+    assert torch.equal(in_tiles(ours.decode, latents, AUTOENCODER, tile=8), ours.decode(latents))
+    with pytest.raises(ConfigError, match="4 or more"):
+        in_tiles(ours.decode, latents, AUTOENCODER, tile=3)
+
+
+def test_tiles_of_a_real_decoder_are_near_and_smooth():
+    """Norms and attention see a tile instead of the picture, so it is near, not equal; no seam is a jump."""
+    torch.manual_seed(0)
+    ours = randomize(Autoencoder(dataclasses.replace(AUTOENCODER, mid_attention=False)))
+    latents = torch.randn(1, 4, 16, 16)
+    whole, tiled = ours.decode(latents), in_tiles(ours.decode, latents, AUTOENCODER, tile=12)
+    assert 0 < (whole - tiled).abs().mean() < 0.3 * whole.abs().mean()
+    steps = [(each[..., 1:] - each[..., :-1]).abs().mean(dim=(0, 1, 2)) for each in (whole, tiled)]
+    assert steps[1].max() < 1.5 * steps[0].max()
