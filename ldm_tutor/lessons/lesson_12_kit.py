@@ -122,7 +122,7 @@ def pipeline_of(parts: DiffusersParts) -> Pipeline:
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest difference, as a part of the largest number in `theirs`."""
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    return float((ours.float() - theirs).abs().max() / theirs.abs().max())
 
 
 def pair_up(ours: nn.Module, theirs: nn.Module, rules: NameRules | None = None) -> Modules:
@@ -309,11 +309,11 @@ def stacked_figure(values: Mapping[str, Mapping[str, float]], unit: str, title: 
     kinds = list(dict.fromkeys(kind for pieces in values.values() for kind in pieces))
     hatches = ("", "//", "..", "xx", "\\\\", "--", "oo")
     with figure_style():
-        figure, axes = plt.subplots(figsize=(9, 0.9 + 0.34 * len(values)))
+        figure, axes = plt.subplots(figsize=(9, 1.1 + 0.34 * len(values)))
         start = dict.fromkeys(values, 0.0)
         for k, kind in enumerate(kinds):
             widths = [pieces.get(kind, 0) for pieces in values.values()]
-            color = list(COLORS.values())[k % 6]
+            color = list(COLORS.values())[k % 7]
             look: dict[str, Any] = {"color": color, "hatch": hatches[k % 7], "edgecolor": "white", "label": kind}
             axes.barh(list(values), widths, left=list(start.values()), **look)
             for name, width in zip(values, widths, strict=True):
@@ -321,5 +321,5 @@ def stacked_figure(values: Mapping[str, Mapping[str, float]], unit: str, title: 
         axes.invert_yaxis()
         axes.set(xlabel=unit, title=title)
         axes.grid(axis="y", visible=False)
-        axes.legend(fontsize=8, ncols=2)
+        axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
