@@ -11,7 +11,7 @@ from ldm_tutor.losses.adversarial import adaptive_weight, discriminator_loss, ge
 from ldm_tutor.losses.contrastive import contrastive_loss
 from ldm_tutor.losses.denoising import noise_loss, step_weight
 from ldm_tutor.losses.detection import judge_loss
-from ldm_tutor.losses.reconstruction import PerceptualDistance, feature_distance
+from ldm_tutor.losses.reconstruction import PIXEL_LOSSES, PerceptualDistance, feature_distance, l1_loss, l2_loss
 from ldm_tutor.models.judge import Judge, JudgeMaps
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.training.stages.judge import judge_targets
@@ -31,6 +31,17 @@ def test_adaptive_weight_is_the_ratio_of_the_gradients():
     assert not found.requires_grad
     nothing = adaptive_weight(weight.sum(), (0 * weight).sum(), weight)
     assert float(nothing) == 1e4  # limited
+
+
+def test_pixel_losses_are_least_at_the_mean_and_at_the_median():
+    truths = torch.tensor([-1.0] * 6 + [0.0] + [1.0] * 3)
+    assert set(PIXEL_LOSSES) == {"l1", "l2"}
+    for name, best in (("l2", -0.3), ("l1", -1.0)):
+        answers = torch.linspace(-1, 1, 201)
+        losses = torch.stack([PIXEL_LOSSES[name](truths, answer.expand(10)) for answer in answers])
+        assert float(answers[losses.argmin()]) == pytest.approx(best, abs=1e-5)
+    assert float(l1_loss(torch.zeros(2, 3), torch.full((2, 3), -0.5))) == 0.5
+    assert float(l2_loss(torch.zeros(2, 3), torch.full((2, 3), -0.5))) == 0.25
 
 
 def test_contrastive_loss_of_a_blind_guess_and_of_certainty():

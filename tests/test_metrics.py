@@ -11,7 +11,7 @@ from ldm_tutor.data.scenes.words import parse
 from ldm_tutor.errors import ConfigError, ShapeError
 from ldm_tutor.metrics.fid import frechet_distance
 from ldm_tutor.metrics.figures import mean, share
-from ldm_tutor.metrics.pictures import psnr
+from ldm_tutor.metrics.pictures import high_frequency_energy, psnr
 from ldm_tutor.metrics.reading import Reading, SeenThing, attribute_accuracy, read_pictures
 from ldm_tutor.metrics.retrieval import distinct_batches
 from ldm_tutor.models.judge import Judge, JudgeMaps
@@ -33,6 +33,20 @@ def test_mean_has_an_interval_only_with_several_values():
     assert found.value == 2
     assert found.interval[1] - 2 == pytest.approx(1.96 / math.sqrt(3))
     assert mean([4.0]).interval is None
+
+
+def test_high_frequency_energy_of_stripes_noise_and_blur():
+    x = torch.arange(32.0)
+    coarse, fine = (torch.cos(2 * math.pi * x * waves / 32).expand(1, 3, 32, 32) for waves in (4, 12))
+    assert float(high_frequency_energy(coarse)) == pytest.approx(0, abs=1e-6)
+    assert float(high_frequency_energy(fine)) == pytest.approx(0.5, rel=1e-4)  # the mean square of a cosine
+    assert float(high_frequency_energy(2 * fine)) == pytest.approx(2.0, rel=1e-4)
+    assert float(high_frequency_energy(fine, cutoff=0.4)) == pytest.approx(0, abs=1e-6)
+    noise = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    share = 1 - math.pi * 0.25**2  # white noise has the same power everywhere: what lies outside of the circle
+    assert high_frequency_energy(noise).tolist() == pytest.approx([share] * 8, rel=0.05)
+    blurred = torch.nn.functional.avg_pool2d(noise, 3, stride=1, padding=1)
+    assert float(high_frequency_energy(blurred).max()) < 0.1
 
 
 def test_psnr_in_decibels():
