@@ -53,10 +53,12 @@ CONFIG = UNetConfig(
     norm_groups=8,
 )
 STOPS = (25, 100, 400, 1600, 6400)  # steps after which the weights are kept; before the first step the answer is 0
-NUM_SCENES, BATCH_SIZE, PEAK_LR, SEED, LOG_EVERY = 12_000, 32, 1.5e-3, 0, 25
+NUM_SCENES, CHUNK = 12_000, 2000  # scenes to train on, and how many of them are drawn at a time
+BATCH_SIZE, PEAK_LR, SEED, LOG_EVERY = 32, 1.5e-3, 0, 25
 NUM_DRAWN, GUIDANCE, DRAWING_STEPS = 128, 3.0, 12  # pictures that are drawn at each stop, and how
 TIMES = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)  # at which the loss is measured
 KINDS = ("ema", "raw")
+ASPECTS = ("loss", "object", "all")  # what is measured at each stop
 Network = Callable[[Latents, Tensor, Context], Latents]
 _log = logging.getLogger("ldm_tutor.lessons.lesson_05_kit")
 
@@ -66,10 +68,10 @@ def build_stage(pipeline: Pipeline, folder: Path) -> DenoiserStage:
     path = folder / "latents.safetensors"
     if not path.is_file():
         parts = []
-        for start in range(0, NUM_SCENES, 2000):
-            pictures = render_scenes(2000, "train", SEED, start=start).pictures
+        for start in range(0, NUM_SCENES, CHUNK):
+            pictures = render_scenes(CHUNK, "train", SEED, start=start).pictures
             parts.append(cache_moments(pipeline.autoencoder, pictures, device=pipeline.device, dtype=torch.float32))
-            _log.info("%d of %d scenes encoded", start + 2000, NUM_SCENES)
+            _log.info("%d of %d scenes encoded", start + CHUNK, NUM_SCENES)
         with atomic_file(path) as temporary:
             save_file({"moments": torch.cat(parts)}, temporary)
     torch.manual_seed(SEED)  # the first weights

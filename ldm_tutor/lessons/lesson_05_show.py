@@ -12,7 +12,9 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from ldm_tutor.config import UNetConfig
-from ldm_tutor.plots.figures import COLORS, INK, figure_style
+from ldm_tutor.nn.blocks import ResBlock
+from ldm_tutor.plots.figures import COLORS, INK, bars, figure_style
+from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Float, Tensor
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -58,7 +60,7 @@ def plot(axes: Any, x: Sequence[float], curves: Mapping[str, Any], **labels: Any
 def wave_table(waves: Float[Tensor, "t d"]) -> Figure:
     """Draw the time embedding: one column per time, one row per wave."""
     with figure_style():
-        figure, axes = plt.subplots(figsize=(8, 2.8))
+        figure, axes = plt.subplots(figsize=(6.4, 2.4))
         image = axes.imshow(waves.T.numpy(), aspect="auto", cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
         half = waves.shape[1] // 2
         axes.set(xlabel="t", yticks=[half / 2 - 0.5, 1.5 * half - 0.5], yticklabels=["cos", "sin"])
@@ -66,6 +68,40 @@ def wave_table(waves: Float[Tensor, "t d"]) -> Figure:
         axes.grid(visible=False)
         figure.colorbar(image, ax=axes)
     return figure
+
+
+def by_time(losses: Mapping[int, Sequence[float]], times: Sequence[int], schedule: NoiseSchedule) -> Figure:
+    """Draw the noise loss over t, by training steps, and beside it the signal-to-noise ratio of the repaired latents.
+
+    An error in the noise is an error 1 / SNR times as large in the latents, whose spread is 1.
+    """
+    snr = schedule.signal_to_noise()[list(times)]
+    with figure_style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.2))
+        plot(left, times, {_steps(n): each for n, each in losses.items()}, xlabel="t", title="noise loss")
+        decibels = {_steps(n): 10 * (snr / torch.tensor(each)).log10() for n, each in losses.items()}
+        plot(right, times, decibels, xlabel="t", title="repaired latents, dB")
+        left.get_legend().remove()
+    return figure
+
+
+def by_training(curves: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float]]]]) -> Figure:
+    """Draw what was measured over the training steps: a panel per aspect, a line per kind of weights."""
+    titles = {"loss": "noise loss", "object": "pictures with the right kind", "all": "pictures all right"}
+    with figure_style():
+        figure, panels = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3))
+        for panel, (what, by_kind) in zip(panels, curves.items(), strict=True):
+            for (kind, (steps, values)), line in zip(by_kind.items(), ("o-", "s--"), strict=True):
+                panel.plot([max(each, 6) for each in steps], values, line, label=kind)
+            panel.set(title=titles[what], xscale="log", xlabel="training steps", ylim=(0, 1.05))
+            panel.set_xticks([6, *steps[1:]], ["0", *(f"{each:,}" for each in steps[1:])])
+            panel.minorticks_off()
+        panels[0].legend()
+    return figure
+
+
+def _steps(number: int) -> str:
+    return f"{number:,} steps"
 
 
 def u_diagram(config: UNetConfig, side: int) -> Figure:
@@ -109,3 +145,34 @@ def _box(axes: Any, x: float, y: float, text: str, color: str) -> tuple[float, f
 def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], dashed: bool = False) -> None:
     style = {"arrowstyle": "-|>", "color": INK, "linestyle": "--" if dashed else "-", "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops=style)
+
+
+def parameter_bars(unet: nn.Module) -> tuple[Figure, dict[str, float]]:
+    """Draw how many parameters each part of a U-Net has, and return shares of the whole by kind of layer.
+
+    Works on the meta device. `widest levels`: the middle and all levels of the greatest width, both ways.
+    """
+    ways: Any = unet
+    levels = len(ways.down)
+    parts: dict[str, nn.Module] = {f"down, level {k}": level for k, level in enumerate(ways.down)}
+    parts |= {"middle": ways.mid} | {f"up, level {levels - 1 - k}": level for k, level in enumerate(ways.up)}
+    counts = {name: count(part) for name, part in parts.items()}
+    whole = count(unet)
+    widths = {name: max(each.conv1.out_channels for each in _residual(part)) for name, part in parts.items()}
+    shares = {
+        "residual blocks": sum(count(each) for each in _residual(unet)) / whole,
+        "attention": sum(count(each) for part in parts.values() for each in part.transformers) / whole,  # type: ignore[union-attr]
+        "widest levels": sum(counts[name] for name, width in widths.items() if width == max(widths.values())) / whole,
+    }
+    names = [f"{name} ({widths[name]:,} channels)" for name in counts]
+    figure = bars(names, [each / 1e6 for each in counts.values()], form="{:,.0f}", unit="million", width=8)
+    return figure, shares
+
+
+def count(module: nn.Module) -> int:
+    """Return the number of parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _residual(module: nn.Module) -> list[Any]:
+    return [each for each in module.modules() if isinstance(each, ResBlock)]
