@@ -63,7 +63,7 @@ EXERCISES = (
         hints=(
             "Which vector is nearest to a vector, among all vectors of its own set?",
             "Itself, at distance 0: the k-th neighbour is entry k + 1. And the table of distances has a row per drawn "
-            "vector: along which dim does the question `in any ball?` run?",
+            "vector, so the question whether any ball holds it runs along that row.",
             "def my_precision(made, real, k):\n"
             "    radius = torch.cdist(real, real).kthvalue(..., dim=1).values\n"
             "    near = torch.cdist(made, real) <= radius\n"
