@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from browser_cells import SETUP
 from prose_numbers import unsupported_numbers
 
 from ldm_tutor.lessons.build import NOTEBOOKS, SOURCES, WIDGET_VIEW, differences
@@ -233,6 +234,13 @@ def test_exercises_and_links(lesson):
     path, notebook = lesson
     assert missing_exercises(notebook, find_lesson(path.stem).slug) == []
     assert broken_links(notebook, path.parent) == []
+
+
+def test_every_widget_of_a_lesson_is_used_in_the_browser_tests():
+    imported = re.compile(r"^from ldm_tutor\.widgets\.(\w+) import", re.MULTILINE)
+    wanted = {name for path in SOURCES.glob("*.py") for name in imported.findall(path.read_text(encoding="utf-8"))}
+    tried = set(imported.findall(SETUP))
+    assert wanted and wanted <= tried, "add it to CELLS and SETUP in tests/browser_cells.py, and use its controls"
 
 
 def test_another_band_has_a_reason():
