@@ -173,7 +173,7 @@ def test_the_microscope_goes_from_one_picture_to_the_other():
     assert torch.equal(alone[:, 1], scope.latents[:1, 1])
     assert float(alone[:, 0].std()) < 1e-6 and float(scope.latents[:, 0].std()) > 1e-6
     figure = scope.draw(0, 2, 0.5, 0.3, "0")
-    titles = [axes.get_title() for axes in figure.axes]
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes]
     assert titles == ["latents, decoded", "pixels, faded", "channel 0", "channel 1"]
     assert "50% of picture 0" in scope.caption(0, 2, 0.5, 0.3) and "channel 1 alone" in scope.caption(0, 1, 0, 0, "1")
 
