@@ -26,50 +26,21 @@ from torch.nn import functional as F
 
 from ldm_tutor.config import DiscriminatorConfig
 from ldm_tutor.data.scenes.datasets import render_scenes, to_float
-from ldm_tutor.data.scenes.draw import draw
-from ldm_tutor.data.scenes.words import parse
-from ldm_tutor.data.scenes.world import Scene, SceneObject
-from ldm_tutor.evaluation import load_judge
+from ldm_tutor.lessons import lesson_02_kit as kit
+from ldm_tutor.lessons import lesson_02_views as views
 from ldm_tutor.lessons.checks import check, exercise, hint, solution
 from ldm_tutor.lessons.cost import cost_card
 from ldm_tutor.lessons.course import course_map, fact_box
-from ldm_tutor.lessons.lesson_02_kit import (
-    CRITIC,
-    LOOK_AT,
-    NUM_STEPS,
-    RUNS,
-    load_coder,
-    load_critic,
-    load_kept,
-    load_log,
-    loss_network,
-    published_lpips,
-    reconstruct,
-    sharpen,
-)
-from ldm_tutor.lessons.lesson_02_views import crops, layers_of, patch_of, verdict_figure
 from ldm_tutor.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from ldm_tutor.losses.reconstruction import PerceptualDistance, feature_distance, l1_loss, l2_loss
+from ldm_tutor.losses.reconstruction import feature_distance, l1_loss, l2_loss
 from ldm_tutor.metrics.pictures import high_frequency_energy, psnr
-from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
 from ldm_tutor.models.discriminator import PatchDiscriminator
 from ldm_tutor.plots.figures import STYLE, picture_grid, show, signed_map
 from ldm_tutor.widgets.live import live
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 plt.rcParams.update(STYLE)
-NAMES = {
-    "l2": "L2",
-    "l1": "L1",
-    "perceptual": "perceptual",
-    "adversary": "late critic",
-    "adversary_at_0": "early critic",
-}
-
-
-def numbers(tensor, digits=2):
-    return [round(value, digits) for value in tensor.flatten().tolist()]
-
+NAMES, RUNS = kit.NAMES, kit.RUNS
 
 # %% [markdown]
 # ## Fact box
@@ -94,11 +65,11 @@ course_map(2)
 # %%
 test = render_scenes(96, "test")
 pictures = to_float(test.pictures)
-made = {name: reconstruct(name, pictures) for name in RUNS}
-coder = load_coder("l2")
+made = {name: kit.reconstruct(name, pictures) for name in RUNS}
+coder = kit.load_coder("l2")
 with torch.inference_mode():
     latents = coder.encode(pictures[:1]).mode()
-print(f"parameters: {sum(p.numel() for p in coder.parameters()):,}, steps: {NUM_STEPS:,}")
+print(f"parameters: {sum(p.numel() for p in coder.parameters()):,}, steps: {kit.NUM_STEPS:,}")
 print(f"{pictures[0].numel():,} numbers become {latents.numel()}: a factor of {pictures[0].numel() // latents.numel()}")
 for name, recipe in RUNS.items():
     start = f", from {recipe.adversarial_start:.0%} on" if recipe.adversarial_weight else ""
@@ -115,16 +86,16 @@ for name, recipe in RUNS.items():
 # %%
 rows = torch.cat([pictures[:6], made["l2"][:6]])
 show(picture_grid(rows, ["scene"] * 6 + ["L2"] * 6, scale=2), alt="Six scenes above, below what the L2 run makes of "
-     "them: the right colours in the right places, with edges like fog and no fine detail.")  # fmt: skip
+     "them: the right backgrounds, and stains with edges like fog in the place of the things.")  # fmt: skip
 fine = high_frequency_energy(pictures).mean()
 print(f"PSNR {psnr(made['l2'], pictures).mean():.1f} dB")
 print(f"fine energy: {high_frequency_energy(made['l2']).mean() / fine:.0%} of the scenes' own")
 
 # %% [markdown]
-# Everything is where it belongs, and everything is out of focus. *Fine energy* puts a number on it: cut the picture
-# into waves with a Fourier transform and keep the power of what repeats within four pixels or less. Most of it is
-# gone. A longer training helps a little. To see what really is going on, take a problem so small that you can solve it
-# by hand.
+# The backgrounds are right, and where a thing should be is a stain: its colour more or less, its edges like fog, its
+# detail gone. *Fine energy* puts a number on it: cut the picture into waves with a Fourier transform and keep the power
+# of what repeats within four pixels or less. A tenth of it is left, and training longer does not bring it back; you
+# will see the curve. To see what really is going on, take a problem so small that you can solve it by hand.
 #
 # ## Step 1: one answer to many truths
 #
@@ -142,9 +113,8 @@ for k in range(9):
 def best_answer(loss):
     """One row that is as near as possible to all truths at once."""
     answer = torch.zeros(16, requires_grad=True)
-    optimizer = torch.optim.Adam([answer], lr=0.02)
-    for step in range(600):
-        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 600)
+    optimizer = torch.optim.Adam([answer], lr=0.01)
+    for _ in range(600):
         optimizer.zero_grad()
         loss(answer.expand(9, 16), truths).backward()
         optimizer.step()
@@ -160,10 +130,7 @@ for (name, answer), line in zip(answers.items(), ("o-", "s--"), strict=True):
     axes.plot(answer, line, label=f"best for {name}")
 axes.set(xlabel="pixel", ylabel="brightness")
 axes.legend()
-show(
-    figure,
-    alt="Nine grey steps at nine places. L2's best answer is a ramp through them, L1's is the step in the middle.",
-)
+show(figure, alt="Nine grey steps at nine places. L2's best answer is a ramp through them, L1's the middle step.")
 
 # %% [markdown]
 # The algebra is one line each. The derivative of $\sum_k (y - x_k)^2$ is $2\sum_k (y - x_k)$, which vanishes at the
@@ -179,17 +146,10 @@ show(
 
 
 # %%
-def car(x):
-    thing = SceneObject(kind="car", color="red", size="medium", x=x, y=0.5, scale=0.4)
-    return to_float(torch.from_numpy(draw(Scene(objects=(thing,), background="day"), 64)).permute(2, 0, 1)[None])
-
-
-cars = torch.cat([car(0.5 + 0.015 * k) for k in range(-4, 5)])
+cars = kit.cars()
 three = {"mean": cars.mean(dim=0), "median": cars.median(dim=0).values, "one car": cars[4]}
 figure = picture_grid(torch.stack([cars[0], cars[8], *three.values()]), ["first", "last", *three], scale=2)
-show(
-    figure, alt="The car at its first and last place; the mean is a smear, the median has soft ends, one car is sharp."
-)
+show(figure, alt="The car at its first and last place; the mean is a smear, the median ragged, one car sharp.")
 
 
 def score(distance):
@@ -222,7 +182,7 @@ print("L1:", score(l1_loss))
 # each, for a scene and for its L2 reconstruction:
 
 # %%
-perceptual = loss_network()
+perceptual = kit.loss_network()
 with torch.inference_mode():
     seen, seen_l2 = perceptual.network.features(pictures[:2]), perceptual.network.features(made["l2"][:2])
 maps, titles = [], []
@@ -275,8 +235,9 @@ print("yours equals the package's:", torch.allclose(ours, theirs, atol=1e-5))
 # %% [markdown]
 # > **Check.** From here on this is `ldm_tutor.losses.reconstruction.PerceptualDistance`.
 #
-# > **Careful.** The network is frozen, and yet the gradient must flow *through* it to the picture. `requires_grad_(False)`
-# > on its weights is right; `torch.no_grad()` around it would be wrong, and nothing would complain.
+# > **Careful.** The network is frozen, and yet the gradient must flow *through* it to the picture.
+# > `requires_grad_(False)` on its weights is right; `torch.no_grad()` around it would be wrong, and nothing would
+# > complain.
 #
 # What does this distance mind? Spoil the scenes in five ways, each just so strongly that the PSNR is 24 dB. To a
 # squared error all five are the same.
@@ -293,15 +254,13 @@ spoiled = {
     "brighter": real + 1,
 }
 goal = (4 * 10 ** (-24 / 10)) ** 0.5  # the root of the mean squared error at 24 dB, for values from -1 to 1
-views, gaps = [real[:1]], {}
+shown = [real[:1]]
 for name, bad in spoiled.items():
     strength = goal / (bad - real).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     bad = real + strength * (bad - real)
-    with torch.inference_mode():
-        gaps[name] = float(perceptual(bad, real).mean())
-    views.append(bad[:1])
-    print(f"{name:8} PSNR {psnr(bad, real).mean():.1f} dB, perceptual distance {gaps[name]:.2f}")
-show(picture_grid(views, ["scene", *spoiled], scale=2), alt="A scene, then blurred, noisy, in blocks, shifted by a "
+    shown.append(bad[:1])
+    print(f"{name:8} PSNR {psnr(bad, real).mean():.1f} dB, perceptual distance {perceptual(bad, real).mean():.2f}")
+show(picture_grid(shown, ["scene", *spoiled], scale=2), alt="A scene, then blurred, noisy, in blocks, shifted by a "
      "pixel and brighter, all equally far away in squared error.")  # fmt: skip
 
 # %% [markdown]
@@ -323,7 +282,7 @@ with torch.inference_mode():
 # next cell measures with it; else it says so, and all figures of this lesson are those of our own network.
 
 # %% tags=["nbval-ignore-output"]
-found = published_lpips()
+found = kit.published_lpips()
 if found is None:
     print("no backbone of the published LPIPS on this machine: the project's own network measures everything here")
 else:
@@ -341,30 +300,18 @@ else:
 #
 # ## What the first three give
 #
-# Three autoencoders are trained without a critic. Here are the same places of three scenes, six times enlarged:
+# Three autoencoders are trained without a critic. Here are the same places of three scenes, six times enlarged. Below
+# them, `kit.measure` gives four numbers per run: PSNR; the perceptual distance, in the eyes of the judge; fine energy
+# as a share of the scenes' own; and in what share of the pictures the judge finds all kinds of object.
 
 # %%
 PLACES = [(0, 24, 20), (3, 24, 20), (5, 20, 20)]  # picture, top, left
 first = {"scene": pictures} | {NAMES[name]: made[name] for name in ("l2", "l1", "perceptual")}
-show(crops(first, PLACES), alt="Crops of three scenes in four columns: the scene, L2, L1 and perceptual. L2 is the "
-     "softest, perceptual has the clearest edges.")  # fmt: skip
+show(views.crops(first, PLACES), alt="Crops of three scenes in four columns: the scene, L2, L1 and perceptual. "
+     "L1 is the emptiest, perceptual has the clearest outlines.")  # fmt: skip
 
 # %%
-judge = load_judge()  # another network than the one in the losses, trained from other first weights
-ruler = PerceptualDistance(judge)
-requests = [parse(caption) for caption in test.captions]
-
-
-@torch.inference_mode()
-def measure(result):
-    """PSNR, perceptual distance, fine energy as a share of the scenes' own, share of pictures with the right kinds."""
-    distance = torch.cat([ruler(a, b) for a, b in zip(result.split(32), pictures.split(32), strict=True)])
-    right = attribute_accuracy(read_pictures(judge, result), requests)["object"].value
-    energy = float(high_frequency_energy(result).mean() / fine)
-    return float(psnr(result, pictures).mean()), float(distance.mean()), energy, right
-
-
-table = {name: measure(result) for name, result in made.items()}
+table = {name: kit.measure(result, test) for name, result in made.items()}
 for name in ("l2", "l1", "perceptual"):
     quality, distance, energy, right = table[name]
     print(f"{NAMES[name]:12} PSNR {quality:.1f} dB, distance {distance:.2f}, fine energy {energy:.0%}")
@@ -394,11 +341,11 @@ for name in ("l2", "l1", "perceptual"):
 #
 # ## Step 3: a critic for patches
 #
-# What is missing is a loss that asks of *one* picture: could this be real? No formula knows that. So learn it: train a
-# second network, the **critic** or discriminator, to tell real pictures from reconstructions, and train the
-# autoencoder to pass for real. This is the game of a GAN. A critic of the whole picture would judge the scene, and
-# the scene is right already. Detail is what should be judged. So Isola et al. (2017) let the critic see only a patch,
-# and judge every patch by itself: the **PatchGAN**.
+# What is missing is a loss that asks of *one* picture: could this be real? No formula knows that. So learn it: train
+# a second network, the **critic** or discriminator, to tell real pictures from reconstructions, and train the
+# autoencoder to pass for real. This is the game of a GAN. A critic of the whole picture would judge its layout, and
+# for that the pixel losses are good enough. Detail is what should be judged. So Isola et al. (2017) let the critic
+# see only a patch, and judge every patch by itself: the **PatchGAN**.
 #
 # It is a plain convolutional network, 4 x 4 kernels only: some layers of stride 2, a last two of stride 1, and no
 # layer that mixes all positions. Its output is a grid of verdicts: above 0 says real, below 0 says made.
@@ -422,8 +369,8 @@ class MyCritic(nn.Module):
         return self.layers(pictures)
 
 
-critic = load_critic("adversary")  # the one that the fourth run ended with
-my_critic = MyCritic(CRITIC.channels, CRITIC.num_layers).eval()
+critic = kit.load_critic("adversary")  # the one that the fourth run ended with
+my_critic = MyCritic(kit.CRITIC.channels, kit.CRITIC.num_layers).eval()
 my_critic.load_state_dict(critic.state_dict())
 with torch.inference_mode():
     verdicts = critic(pictures)
@@ -448,12 +395,12 @@ def judge_one_patch(critic, patch):
     return patch.squeeze()
 
 
-layers = layers_of(critic)
+layers = views.layers_of(critic)
 loop = torch.zeros(6, 6)
 with torch.inference_mode():
     for row in range(4, 10):
         for column in range(4, 10):
-            (top, bottom), (left, right) = patch_of(row, layers), patch_of(column, layers)
+            (top, bottom), (left, right) = views.patch_of(row, layers), views.patch_of(column, layers)
             loop[row - 4, column - 4] = judge_one_patch(critic, pictures[:1, :, top:bottom, left:right])
 print("36 patches one by one equal the map:", torch.allclose(loop, verdicts[0, 0, 4:10, 4:10], atol=1e-4))
 
@@ -470,12 +417,12 @@ paper = PatchDiscriminator(DiscriminatorConfig()).eval()
 panels = []
 for name, network, side in (("ours", critic, 64), ("the paper's", paper, 256)):
     weight, grid = pixels_seen(network, side)
-    wide = int((weight.sum(dim=0) > 0).sum())
-    print(f"{name}: {grid[0]} x {grid[1]} verdicts on {side} pixels, each sees {wide} x "
-          f"{int((weight.sum(dim=1) > 0).sum())}, {sum(p.numel() for p in network.parameters()):,} parameters")  # fmt: skip
+    high, wide = (int((weight.sum(dim=k) > 0).sum()) for k in (1, 0))
+    count = sum(p.numel() for p in network.parameters())
+    print(f"{name}: {grid[0]} x {grid[1]} verdicts on {side} pixels, each of {high} x {wide}; {count:,} parameters")
     panels.append(F.interpolate((weight / weight.max()).sqrt()[None, None] * 2 - 1, size=256).expand(1, 3, -1, -1))
-show(picture_grid(panels, ["ours, on 64 pixels", "the paper's, on 256 pixels"], scale=1), alt="Two black squares with "
-     "a bright patch each: the pixels that the middle verdict depends on, more than half of the width, and a quarter.")  # fmt: skip
+figure = picture_grid(panels, ["ours, on 64 pixels", "the paper's, on 256 pixels"], scale=1)
+show(figure, alt="Black squares, a bright patch in each: the pixels that a verdict sees, half the width, a quarter.")
 
 # %% [markdown]
 # The patch of the paper's critic is 70 pixels wide, a quarter of its pictures. With three strided layers, ours would
@@ -497,20 +444,16 @@ show(picture_grid(panels, ["ours, on 64 pixels", "the paper's, on 256 pixels"], 
 
 # %%
 v = torch.linspace(-3, 3, 61)
-zero = torch.zeros(1)
 figure, axes = plt.subplots(figsize=(5.6, 2.6))
-for name, curve, line in (("critic, on a real patch", (1 - v).relu(), "-"), ("critic, on a made patch", (1 + v).relu(),
-                          "--"), ("autoencoder", -v, ":")):  # fmt: skip
-    axes.plot(v, curve, line, label=name)
+axes.plot(v, (1 - v).relu(), "-", label="critic, on a real patch")
+axes.plot(v, (1 + v).relu(), "--", label="critic, on a made patch")
+axes.plot(v, -v, ":", label="autoencoder")
 axes.set(xlabel="verdict", ylabel="loss")
 axes.legend()
-show(
-    figure,
-    alt="Loss over verdict: the critic's two sides are zero beyond 1 and -1; the autoencoder's is a straight line.",
-)
+show(figure, alt="Loss over verdict: the critic's two sides are zero beyond 1 and -1, the autoencoder's is a line.")
 by_hand = 0.5 * ((1 - verdicts).relu().mean() + (1 + verdicts.flip(0)).relu().mean())
 print("equal to the package's:", torch.allclose(by_hand, discriminator_loss(verdicts, verdicts.flip(0))))
-print("an undecided critic pays", float(discriminator_loss(zero, zero)))
+print("an undecided critic pays", float(discriminator_loss(torch.zeros(1), torch.zeros(1))))
 
 # %% [markdown]
 # Can such a small critic tell fog from a scene? Take a fresh one, with random weights, and teach it: scenes are real,
@@ -521,7 +464,7 @@ cost_card("60 steps of a critic", seconds=8)
 
 # %%
 torch.manual_seed(0)
-fresh = PatchDiscriminator(CRITIC)
+fresh = PatchDiscriminator(kit.CRITIC)
 optimizer = torch.optim.AdamW(fresh.parameters(), lr=1e-3, betas=(0.5, 0.9))
 losses = []
 for _ in range(60):
@@ -534,9 +477,9 @@ for _ in range(60):
 fresh.train()  # verdicts by the batch's own statistics: 60 steps are too few for good running ones
 with torch.inference_mode():
     of_real, of_made = fresh(pictures[64:]), fresh(made["l2"][64:])
-print("the loss begins near 1:", abs(losses[0] - 1) < 0.2, "| ends below 0.5:", sum(losses[-10:]) / 10 < 0.5)
-print("told right, on scenes it has not learned from: real patches above 0.8:", float((of_real > 0).float().mean()) > 0.8,
-      "| made ones:", float((of_made < 0).float().mean()) > 0.8)  # fmt: skip
+print("the loss begins near 1:", abs(losses[0] - 1) < 0.2, "| ends below 0.6:", sum(losses[-10:]) / 10 < 0.6)
+told = float((of_real > 0).float().mean()), float((of_made < 0).float().mean())
+print("on new scenes, more than 0.8 told right of the real patches:", told[0] > 0.8, "| of the made:", told[1] > 0.8)
 figure, axes = plt.subplots(figsize=(5.6, 2.4))
 axes.plot(losses)
 axes.set(xlabel="step", ylabel="hinge loss", ylim=(0, 1.3))
@@ -561,7 +504,7 @@ show(figure, alt="The hinge loss of the fresh critic over 60 steps: it falls fro
 # flows into it. Then it is multiplied by a fixed weight, 0.5 in the paper's code and here. Check it:
 
 # %%
-coder, real = load_coder("perceptual"), pictures[:8]
+coder, real = kit.load_coder("perceptual"), pictures[:8]
 last = coder.decoder.conv_out.weight.requires_grad_()
 result = coder(real)
 reconstruction = l1_loss(result, real) + 0.2 * perceptual(result, real).mean()
@@ -594,18 +537,10 @@ for loud in (0.1, 1.0, 10.0):
 # have a critic:
 
 # %%
-logs = {name: load_log(name) for name in RUNS}
-figure, axes = plt.subplots(1, 2, figsize=(9, 2.8))
-for name, line in (("adversary", "-"), ("adversary_at_0", "--")):
-    at = [k for k, value in enumerate(logs[name]["balance"]) if value > 0]
-    steps = [logs[name]["step"][k] for k in at]
-    axes[0].plot(steps, [logs[name]["balance"][k] for k in at], line, label=NAMES[name])
-    axes[1].plot(logs[name]["step"], logs[name]["critic"], line, label=NAMES[name])
-axes[0].set(yscale="log", xlabel="step", title="the factor")
-axes[1].set(xlabel="step", title="the critic's hinge loss")
-axes[0].legend()
-show(figure, alt="Left the factor on a logarithmic axis: the late critic's starts above 1 and falls to a tenth. Right the "
-     "hinge loss: 1 until the late critic joins, then 0.8; the early critic's sinks to about 0.65.")  # fmt: skip
+logs = {name: kit.load_log(name) for name in RUNS}
+figure = views.balance_figure({NAMES[name]: logs[name] for name in ("adversary", "adversary_at_0")})
+show(figure, alt="Left the factor: the late critic's starts above 1 and falls to a tenth. Right the hinge loss: 1 "
+     "until the late critic joins, then 0.8; the early critic's sinks to about 0.65.")  # fmt: skip
 joined = [value for value in logs["adversary"]["balance"] if value > 0]
 print(f"late critic: first factor {joined[0]:.1f}, last factor {joined[-1]:.1f}")
 
@@ -622,62 +557,48 @@ print(f"late critic: first factor {joined[0]:.1f}, last factor {joined[-1]:.1f}"
 # loss's network, since these numbers were written down while training.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(10.5, 2.9))
-for name, line in zip(RUNS, ("-", "--", ":", "-.", "-"), strict=True):
-    for panel, what in zip(axes, ("psnr", "distance", "fine"), strict=True):
-        scale = float(fine) if what == "fine" else 1.0
-        panel.plot(logs[name]["step"], [value / scale for value in logs[name][what]], line, label=NAMES[name])
-for panel, title in zip(axes, ("PSNR in dB", "perceptual distance", "fine energy, share"), strict=True):
-    panel.set(title=title, xlabel="step")
-axes[1].set(ylim=(0, 2))
-axes[0].legend(fontsize=9)
-show(figure, alt="PSNR, perceptual distance and fine energy over the steps. With the early critic PSNR stays lowest from "
-     "step 400 on. Fine energy is flat without a critic and rises as soon as one joins.")  # fmt: skip
+figure = views.progress_figure({NAMES[name]: logs[name] for name in RUNS}, float(fine))
+show(figure, alt="PSNR, perceptual distance and fine energy over the steps. PSNR stays lowest with the early critic. "
+     "Fine energy is flat without a critic and rises soon after one joins.")  # fmt: skip
 half = logs["l2"]["step"].index(1000)
 gap_at_half = logs["perceptual"]["psnr"][half] - logs["adversary_at_0"]["psnr"][half]
 print(f"at step 1,000 the early critic has cost {gap_at_half:.1f} dB")
 
 # %%
 late = ("perceptual", "adversary", "adversary_at_0")
-rows = torch.cat([load_kept(name)[:, 0] for name in late])
-titles = [f"{NAMES[name]}, {step}" for name in late for step in LOOK_AT]
-show(picture_grid(rows, titles, columns=len(LOOK_AT), scale=2), alt="One scene at six steps of three runs. The first two "
-     "rows agree up to step 1000, then the late critic brings hard edges and grain. The early critic has grain and wrong "
-     "colours from step 300 on.")  # fmt: skip
+rows = torch.cat([kit.load_kept(name)[:, 0] for name in late])
+titles = [f"{NAMES[name]}, {step}" for name in late for step in kit.LOOK_AT]
+show(picture_grid(rows, titles, columns=len(kit.LOOK_AT), scale=2), alt="One scene at six steps of three runs. Two "
+     "rows agree up to step 1000, then the late critic brings hard edges and grain; the early one has both, and "
+     "changing colours, from the beginning.")  # fmt: skip
 
 # %% [markdown]
 # At step 300 there is nothing yet that a critic could improve. The early critic tells blobs from scenes without effort,
-# by whatever differs most: brightness, stripes, colour. The decoder answers to that, with half of its strength by our
-# own weight, instead of learning what stands where. Its PSNR stalls, its colours jump, and it gets used to grain. Its
-# critic stays ahead: the lower hinge loss above is a critic that wins.
+# and fine detail is not what they differ in. Still it pulls at the decoder, half as hard as all other losses together,
+# while the decoder has yet to learn what stands where. Its PSNR stalls, its colours jump, and it gets used to grain.
+# Its critic stays ahead: the lower hinge loss above is a critic that wins.
 #
 # The late critic joins a decoder that has said all that it can say with the other losses. PSNR falls there as well,
-# though less, and fine energy rises at once. This is how the reference code does it too: pictures first, critic later.
+# though less, and within a few hundred steps fine energy rises. Stable Diffusion's autoencoder was trained in this
+# order too: pictures first, critic later.
 #
 # ## Side by side
 
 # %%
 titles = ("PSNR in dB", "perceptual distance", "fine energy, share", "all kinds found, share")
-figure, axes = plt.subplots(1, 4, figsize=(11, 2.6), sharey=True)
-colors = plt.rcParams["axes.prop_cycle"].by_key()["color"][:5]
-for k, (panel, title) in enumerate(zip(axes, titles, strict=True)):
-    panel.barh(list(NAMES.values()), [table[name][k] for name in NAMES], color=colors)
-    panel.set(title=title)
-axes[0].set(xlim=(15, None))
-axes[0].invert_yaxis()
-show(figure, alt="Bars for five runs. L2 has the best PSNR, perceptual the smallest distance and the most kinds found, the "
-     "late critic by far the most fine energy; the early critic is behind the late one in all four.")  # fmt: skip
+figure = views.bars_figure({NAMES[name]: table[name] for name in RUNS}, titles)
+show(figure, alt="Bars for five runs. L2 has the best PSNR, perceptual the smallest distance and the most kinds, the "
+     "late critic the most fine energy; the early critic is behind the late one in all four.")  # fmt: skip
 for name in ("adversary", "adversary_at_0"):
     quality, distance, energy, right = table[name]
     print(f"{NAMES[name]:12} PSNR {quality:.1f} dB, distance {distance:.2f}, fine energy {energy:.0%}")
-print("the early critic is behind the late one in all four:", all(
-    sign * (table["adversary"][k] - table["adversary_at_0"][k]) > 0 for k, sign in enumerate((1, -1, 1, 1))
-))  # fmt: skip
+ahead = [(a > b) != (k == 1) for k, (a, b) in enumerate(zip(table["adversary"], table["adversary_at_0"], strict=True))]
+print("the early critic is behind the late one in all four:", all(ahead))
 
 # %%
 columns = {"scene": pictures} | {NAMES[name]: made[name] for name in RUNS}
-show(crops(columns, PLACES), alt="Crops of three scenes, six columns: the scene, three soft ones, and two with hard edges "
-     "and coloured grain where the critic has had its say.")  # fmt: skip
+show(views.crops(columns, PLACES), alt="Crops of three scenes, six columns: the scene, three soft ones, and two with "
+     "hard edges and coloured grain where a critic has had its say.")  # fmt: skip
 
 # %% [markdown]
 # Now say honestly what was bought. The critic brought the fine energy from about a tenth to four fifths of that of
@@ -686,9 +607,10 @@ show(crops(columns, PLACES), alt="Crops of three scenes, six columns: the scene,
 # grows, PSNR falls. In this short training with a loud critic, the perceptual run is the best reconstruction, and the
 # late critic the best imitation of sharpness.
 #
-# So why does everybody train with a critic? Because their budget is another one. The course's own autoencoder squeezes
-# a quarter as hard, its critic has a weight of 0.1 and joins after 70% of a run of thousands of steps. At full size, the
-# decoder knows enough for the critic to ask for the last bit: hair, leaves, the grain of a photograph.
+# So why does everybody train with a critic? Because their budget is another one. The course's own autoencoder
+# squeezes a quarter as hard (12 to 1), its critic has a weight of 0.1 and joins after 70% of a run of thousands of
+# steps. A decoder that already has the shapes right leaves only the last bit to the critic: hair, leaves, the grain
+# of a photograph.
 #
 # > **Key idea.** Near and real are two wishes. Pixel losses ask for near and get fog, a critic asks for real and gets
 # > invention. The weights decide how much of each you want, and the squeeze decides how far apart the two are.
@@ -698,41 +620,37 @@ show(crops(columns, PLACES), alt="Crops of three scenes, six columns: the scene,
 # The late critic has opinions of every patch. Look at them.
 #
 # > **Try it.** Choose a scene and who drew it, then walk over the map with the two sliders. Which patches does the
-# > critic believe? Go to an edge, to the middle of the sky, to the corner, where a part of the patch lies outside of the
-# > picture. Then set the source to *scene*: does it believe reality?
+# > critic believe? Go to an edge, to the middle of the sky, to the corner, where a part of the patch lies outside
+# > of the picture. Then set the source to *scene*: does it believe reality?
 
 
 # %%
-@torch.inference_mode()
+sources = {"scene": pictures} | {NAMES[name]: made[name] for name in RUNS}
+with torch.inference_mode():
+    found = {name: critic(batch)[:, 0] for name, batch in sources.items()}
+
+
 def explore(scene, source, row, column):
-    picture = (pictures if source == "scene" else made[SOURCES[source]])[scene : scene + 1]
-    return verdict_figure(picture, critic(picture)[0, 0], layers, row, column)
+    return views.verdict_figure(sources[source][scene : scene + 1], found[source][scene], layers, row, column)
 
 
-@torch.inference_mode()
 def say(scene, source, row, column):
-    picture = (pictures if source == "scene" else made[SOURCES[source]])[scene : scene + 1]
-    found = critic(picture)[0, 0]
-    here, share = float(found[row, column]), float((found > 0).float().mean())
-    return f"{source}, {test.captions[scene]}: this patch {here:.1f}, {share:.0%} of all patches pass for real"
+    verdict, share = float(found[source][scene, row, column]), float((found[source][scene] > 0).float().mean())
+    return f"{source}, {test.captions[scene]}: this patch {verdict:.1f}, {share:.0%} of all patches pass for real"
 
 
-SOURCES = {"scene": "scene"} | {NAMES[name]: name for name in RUNS}
 ALT = "A picture with the frame of one patch, the map of the critic's verdicts, blue real and red made, and the patch."
-live(explore, ALT, caption=say, scene=(0, 95, 0), source=list(SOURCES), row=(0, 13, 7), column=(0, 13, 6))
+live(explore, ALT, caption=say, scene=(0, 95, 0), source=list(sources), row=(0, 13, 4), column=(0, 13, 6))
 
 # %% [markdown]
 # If you read this without a running kernel, here are the maps of one scene for all sources, and how many of all
 # patches pass:
 
 # %%
-sources = {"scene": pictures} | {NAMES[name]: made[name] for name in RUNS}
-with torch.inference_mode():
-    found = {name: critic(batch)[:, 0] for name, batch in sources.items()}
 still = [batch[:1] for batch in sources.values()]
 still += [signed_map(-each[0].clamp(-2, 2), scale=9) for each in found.values()]  # red: made
-show(picture_grid(still, list(sources) * 2, columns=6, scale=2), alt="A scene and its five reconstructions, "
-     "and below each the critic's map: mixed for the scene, red where L2 and L1 are foggy, reddest for the late critic.")  # fmt: skip
+show(picture_grid(still, list(sources) * 2, columns=6, scale=2), alt="A scene and its five reconstructions, below "
+     "each the critic's map: mixed for the scene, red on the things for L2 and L1, reddest for late.")  # fmt: skip
 passing = {name: float((each > 0).float().mean()) for name, each in found.items()}
 print("scenes pass most often:", max(passing, key=passing.get) == "scene")
 print("the late critic's own pictures pass least often:", min(passing, key=passing.get) == "late critic")
@@ -741,9 +659,9 @@ print("the late critic's own pictures pass least often:", min(passing, key=passi
 print({name: f"{share:.0%}" for name, share in passing.items()})
 
 # %% [markdown]
-# Two surprises. The critic is not a measure of quality: it finds the pictures of its own pupil *least* real, since those
-# are the ones whose weaknesses it has studied. And it is unsure: even of the scenes a good part does not pass. A
-# critic that were sure of everything would lie beyond the hinge, and would have nothing left to teach.
+# Two surprises. The critic is not a measure of quality: it finds the pictures of its own pupil *least* real, since
+# those are the ones whose weaknesses it has studied. And it is unsure: even of the scenes a good part does not
+# pass. A critic that were sure of everything would lie beyond the hinge, and would have nothing left to teach.
 #
 # ## At full size
 #
@@ -756,16 +674,16 @@ with torch.device("meta"):  # shapes without numbers: nothing is computed
     for num_layers in (3, 2):
         network = PatchDiscriminator(DiscriminatorConfig(num_layers=num_layers))
         grid = tuple(network(torch.empty(1, 3, 256, 256)).shape[2:])
-        begin, end = patch_of(0, layers_of(network))
+        begin, end = views.patch_of(0, views.layers_of(network))
         print(f"{num_layers} strided layers: {sum(p.numel() for p in network.parameters()):,} parameters, "
               f"{grid[0]} x {grid[1]} verdicts at 256 pixels, each of {end - begin} pixels")  # fmt: skip
 
 # %% [markdown]
 # > **In the paper.** The starts differ more than the rest. Of the published configurations, all four KL autoencoders
-# > wait until step 50,001, and two of the quantised ones until 250,001. Three start at once: VQ-f4 at step 0, VQ-f8 at
-# > 1, VQ-f4 without attention at 11, with weights from 0.6 to 0.75. A critic from the first step is a risk, not a
-# > crime; with the adaptive weight and enough steps it can end well. The code multiplies the critic's own loss by the
-# > same switch, so before its start the critic does not learn either. The weight is computed at every step,
+# > wait until step 50,001, and two of the quantised ones five times as long. Three start at once: VQ-f4 at step 0,
+# > VQ-f8 at 1, VQ-f4 without attention at 11, with weights from 0.6 to 0.75. A critic from the first step is a risk,
+# > not a crime; with the adaptive weight and enough steps it can end well. The code multiplies the critic's own loss
+# > by the same switch, so before its start the critic does not learn either. The weight is computed at every step,
 # > used or not. The reconstruction's sum over 196,608 numbers, instead of our mean, changes $\lambda$ by the same
 # > factor, and so nothing at all in the balance.
 #
@@ -834,6 +752,8 @@ hint("sharp_reconstructions.balance")
 exercise("sharp_reconstructions.sharpen")
 
 # %%
+sharpened = kit.sharpen(made["l2"][:24], 1.0)  # try other amounts
+print(f"fine energy: {high_frequency_energy(sharpened).mean() / high_frequency_energy(pictures[:24]).mean():.0%}")
 my_amount = ...
 check.sharp_reconstructions.sharpen(my_amount)
 
@@ -876,7 +796,8 @@ solution("sharp_reconstructions.balance")
 # - Lim, Ye: *Geometric GAN*, 2017 (arXiv 1705.02894). The hinge loss.
 # - Esser, Rombach, Ommer: *Taming Transformers for High-Resolution Image Synthesis*, 2021 (arXiv 2012.09841). VQGAN:
 #   perceptual loss, patch critic and the adaptive weight in one autoencoder.
-# - Rombach et al.: *High-Resolution Image Synthesis with Latent Diffusion Models*, 2022 (arXiv 2112.10752). Section 3.1.
+# - Rombach et al.: *High-Resolution Image Synthesis with Latent Diffusion Models*, 2022 (arXiv 2112.10752). Section
+#   3.1.
 #
 # ## Next stop
 #

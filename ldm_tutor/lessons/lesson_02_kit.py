@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import logging
 import sys
 import time
@@ -25,11 +26,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldm_tutor.config import AutoencoderConfig, DiscriminatorConfig
-from ldm_tutor.data.scenes.datasets import render_scenes, to_float
+from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes, to_float
+from ldm_tutor.data.scenes.draw import draw
+from ldm_tutor.data.scenes.words import parse
+from ldm_tutor.data.scenes.world import Scene, SceneObject
 from ldm_tutor.errors import ConfigError, WeightsError
+from ldm_tutor.evaluation import load_judge
 from ldm_tutor.losses.adversarial import adaptive_weight, generator_loss
 from ldm_tutor.losses.reconstruction import PIXEL_LOSSES, PerceptualDistance
 from ldm_tutor.metrics.pictures import high_frequency_energy, psnr
+from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.discriminator import PatchDiscriminator
 from ldm_tutor.shapes import Pictures, Tensor
@@ -59,6 +65,14 @@ RUNS: dict[str, AutoencoderRecipe] = {
     "perceptual": _recipe(perceptual_weight=0.2),
     "adversary": _recipe(perceptual_weight=0.2, adversarial_weight=0.5, adversarial_start=0.5),
     "adversary_at_0": _recipe(perceptual_weight=0.2, adversarial_weight=0.5, adversarial_start=0.0),
+}
+
+NAMES = {
+    "l2": "L2",
+    "l1": "L1",
+    "perceptual": "perceptual",
+    "adversary": "late critic",
+    "adversary_at_0": "early critic",
 }
 
 
@@ -224,6 +238,28 @@ def reconstruct(name: str, pictures: Pictures, folder: Path | None = None) -> Pi
 def held_out_scenes(num: int) -> Pictures:
     """Return the first `num` scenes that no training has seen, (num, 3, 64, 64) in [-1, 1]."""
     return to_float(render_scenes(num, "test").pictures)
+
+
+@torch.inference_mode()
+def measure(made: Pictures, scenes: ScenePictures) -> tuple[float, float, float, float]:
+    """Return how good reconstructions are: PSNR in dB, perceptual distance, fine energy, share with all kinds found.
+
+    The distance and the reading are the judge's, which no loss has used; fine energy is a share of the scenes' own.
+    """
+    judge = load_judge()
+    ruler, real = PerceptualDistance(judge), to_float(scenes.pictures)
+    distance = torch.cat([ruler(a, b) for a, b in zip(made.split(32), real.split(32), strict=True)])
+    found = attribute_accuracy(read_pictures(judge, made), [parse(caption) for caption in scenes.captions])
+    energy = high_frequency_energy(made).mean() / high_frequency_energy(real).mean()
+    return float(psnr(made, real).mean()), float(distance.mean()), float(energy), found["object"].value
+
+
+def cars() -> Pictures:
+    """Return the same scene nine times, (9, 3, 64, 64) in [-1, 1]: its car stands a pixel further right each time."""
+    middle = SceneObject(kind="car", color="red", size="medium", x=0.5, y=0.5, scale=0.4)
+    things = [dataclasses.replace(middle, x=0.5 + k / 64) for k in range(-4, 5)]
+    drawn = [torch.from_numpy(draw(Scene(objects=(thing,), background="day"), 64)) for thing in things]
+    return to_float(torch.stack(drawn).permute(0, 3, 1, 2))
 
 
 def sharpen(pictures: Pictures, amount: float) -> Pictures:

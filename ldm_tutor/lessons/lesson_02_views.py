@@ -1,4 +1,4 @@
-"""The figures of lesson 02: crops side by side, and the map of patch verdicts with the patch behind each."""
+"""The figures of lesson 02: crops side by side, curves and bars of the runs, the map of verdicts and its patches."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ldm_tutor.plots.figures import COLORS, figure_style, picture_grid, to_uint8
 from ldm_tutor.shapes import Pictures, Tensor
 
 Layers = list[tuple[int, int]]
+Log = dict[str, list[float]]
 _ENDS = (-2.0, 2.0)  # verdicts beyond are drawn as these
 
 
@@ -73,4 +74,48 @@ def verdict_figure(picture: Pictures, verdicts: Tensor, layers: Layers, row: int
         for panel in axes:
             panel.set(xticks=[], yticks=[])
             panel.grid(visible=False)
+    return figure
+
+
+_LINES = ("-", "--", ":", "-.", (0, (1, 1)))  # told apart without colour too
+
+
+def balance_figure(logs: Mapping[str, Log]) -> Figure:
+    """Draw the adaptive weight and the critic's loss over the steps of the runs given, by their names."""
+    with figure_style():
+        figure, axes = plt.subplots(1, 2, figsize=(9, 2.8))
+        for (name, log), line in zip(logs.items(), _LINES, strict=False):
+            at = [k for k, value in enumerate(log["balance"]) if value > 0]
+            axes[0].plot([log["step"][k] for k in at], [log["balance"][k] for k in at], linestyle=line, label=name)
+            axes[1].plot(log["step"], log["critic"], linestyle=line)
+        axes[0].set(yscale="log", xlabel="step", title="the factor")
+        axes[1].set(xlabel="step", title="the critic's hinge loss")
+        axes[0].legend()
+    return figure
+
+
+def progress_figure(logs: Mapping[str, Log], fine: float) -> Figure:
+    """Draw PSNR, distance and fine energy (as a share of `fine`) on held-out scenes over the steps of each run."""
+    panels = {"psnr": "PSNR in dB", "distance": "perceptual distance", "fine": "fine energy, share"}
+    with figure_style():
+        figure, axes = plt.subplots(1, 3, figsize=(10.5, 2.9))
+        for panel, (what, title) in zip(axes, panels.items(), strict=True):
+            unit = fine if what == "fine" else 1.0
+            for (name, log), line in zip(logs.items(), _LINES, strict=False):
+                panel.plot(log["step"], [value / unit for value in log[what]], linestyle=line, label=name)
+            panel.set(title=title, xlabel="step")
+        axes[1].set(ylim=(0, 2))
+        axes[0].legend(fontsize=9)
+    return figure
+
+
+def bars_figure(table: Mapping[str, Sequence[float]], titles: Sequence[str]) -> Figure:
+    """Draw one panel of bars per title, one bar per name in each: table[name][k] belongs to titles[k]."""
+    with figure_style():
+        figure, axes = plt.subplots(1, len(titles), figsize=(11, 2.6), sharey=True)
+        for k, (panel, title) in enumerate(zip(axes, titles, strict=True)):
+            panel.barh(list(table), [values[k] for values in table.values()], color=list(COLORS.values())[: len(table)])
+            panel.set(title=title)
+        axes[0].set(xlim=(15, None))  # nothing in these runs is below 15 dB
+        axes[0].invert_yaxis()
     return figure

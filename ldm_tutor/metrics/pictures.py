@@ -19,8 +19,8 @@ def psnr(pictures: Pictures, others: Pictures) -> Float[Tensor, " b"]:
 def high_frequency_energy(pictures: Pictures, cutoff: float = 0.25) -> Float[Tensor, " b"]:
     """Return the mean squared value of what is finer than `cutoff` cycles per pixel; a blurred picture has less.
 
-    0.25 keeps what repeats within 4 pixels; 0.5 is the finest that pixels can hold. Summed over the three colours'
-    spectrum (Parseval), so that white noise of variance 1 scores the share of frequencies above the cutoff.
+    0.25 keeps what repeats within 4 pixels; 0.5 is the finest that rows and columns can hold. Taken from the spectrum
+    (Parseval): white noise of variance 1 scores the share of frequencies above the cutoff.
     """
     spectrum = torch.fft.fft2(pictures.float(), norm="ortho").abs().square()
     fy = torch.fft.fftfreq(pictures.shape[-2], device=pictures.device)
