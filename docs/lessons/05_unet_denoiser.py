@@ -139,8 +139,8 @@ print(f"nothing: {naive['nothing'][0]:.1f} at every t | all, at t = 999: {naive[
 #
 # {{notation x_t t c noise eps_hat x0_hat}}
 #
-# Who knows the noise knows the picture. Solve the jump of lesson 04 for $x_0$ (DDPM, text before eq. 9, with
-# $\epsilon_\theta$ in the place of $\epsilon$):
+# Who knows the noise knows the picture. Solve the jump of lesson 04 for $x_0$, with the answer $\epsilon_\theta$ in the
+# place of the true noise (DDPM eq. 15):
 #
 # $$\hat x_0 = \frac{x_t - \sqrt{1-\bar\alpha_t}\;\epsilon_\theta}{\sqrt{\bar\alpha_t}}$$
 #
@@ -225,8 +225,8 @@ print("24 waves below a tenth:", left["24 waves"] < 0.1)
 
 # %% [markdown]
 # A network bends its answer slowly along a single input, so from the bare number it cannot be quick. Along the waves,
-# two near times are already far apart. (Without the division by 1,000 it is worse still: an input of 900 throws the
-# first layer off its scale.) Two linear layers then turn the wave into what the blocks want. That is the whole **time
+# two near times are already far apart. (The bare $t$ up to 999 has a second fault: so large an input throws the first
+# layer off its scale.) Two linear layers then turn the wave into what the blocks want. That is the whole **time
 # embedding**:
 
 
@@ -291,7 +291,7 @@ print("the time adds", tuple(change.shape), "numbers to a map of", tuple(theirs(
 #
 # A convolution of 3 x 3 sees one neighbour in each direction. To know that this is a house, a position must see far.
 # So the map is halved, and halved again: on the 4 x 4 map one step is as wide as four on the first. On the way up the
-# map is doubled back. Each level has more channels than the finer one, to pay for the lost positions.
+# map is doubled back. Coarser levels mostly have more channels, to pay for the lost positions.
 #
 # But whoever goes through 4 x 4 forgets *where exactly*. And noise is exact: each number of each position is its own.
 # So the U-Net puts every map of the way down aside and lays it beside the map of the same size on the way up. These are
@@ -768,8 +768,8 @@ print(f"in the levels with 1,280 channels {parts['widest levels']:.0%}")
 
 # %% [markdown]
 # The coarse levels hold most of the weights, and do their work on few positions; the finest level holds few and works
-# on 4,096 positions. So parameters and time lie at opposite ends of the U. Residual blocks hold
-# twice as many as attention.
+# on 4,096 positions. So parameters and time lie at opposite ends of the U. Residual blocks hold twice as many as
+# attention.
 #
 # Everything else is what you wrote: the same block, the same wave (of width 320), the same order of skips. Lesson 12
 # fills such a U-Net with published weights and proves it equal to another library's.

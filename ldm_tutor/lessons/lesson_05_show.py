@@ -154,14 +154,14 @@ def parameter_bars(unet: nn.Module) -> tuple[Figure, dict[str, float]]:
     """
     ways: Any = unet
     levels = len(ways.down)
-    parts: dict[str, nn.Module] = {f"down, level {k}": level for k, level in enumerate(ways.down)}
+    parts: dict[str, Any] = {f"down, level {k}": level for k, level in enumerate(ways.down)}
     parts |= {"middle": ways.mid} | {f"up, level {levels - 1 - k}": level for k, level in enumerate(ways.up)}
     counts = {name: count(part) for name, part in parts.items()}
     whole = count(unet)
     widths = {name: max(each.conv1.out_channels for each in _residual(part)) for name, part in parts.items()}
     shares = {
         "residual blocks": sum(count(each) for each in _residual(unet)) / whole,
-        "attention": sum(count(each) for part in parts.values() for each in part.transformers) / whole,  # type: ignore[union-attr]
+        "attention": sum(count(each) for part in parts.values() for each in part.transformers) / whole,
         "widest levels": sum(counts[name] for name, width in widths.items() if width == max(widths.values())) / whole,
     }
     names = [f"{name} ({widths[name]:,} channels)" for name in counts]
