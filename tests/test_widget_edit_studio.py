@@ -66,6 +66,10 @@ def test_every_setting_counts(studio):
 
 def test_looking_costs_nothing_and_is_fast(studio, monkeypatch):
     assert studio.draw_now()
+    before = torch.zeros(1, 3, 64, 64)
+    after = before.clone()
+    after[..., 20:40, 20:40] = 0.4  # a fifth of the range
+    studio.drawn[studio.shown] = before, after
     studio.least.value = 0.02
     with_outline = bytes(studio.picture.value)
     monkeypatch.setattr(studio.pipe.unet, "forward", None)  # nothing is computed from here on
@@ -145,6 +149,7 @@ def test_it_shows_itself_with_words_and_a_picture(pipe, monkeypatch):
     monkeypatch.setattr(module.EditStudio, "_run", lambda self, setting: (torch.zeros(1, 3, 64, 64),) * 2)
     edit_studio(pipe, SOURCE, TARGET, 3)
     assert shown[0]["text/plain"].startswith("[figure] Edit studio: 'a red cat at night'") and len(shown) == 2
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="edit_studio"):
         edit_studio(pipe, SOURCE, " ", 3)
 

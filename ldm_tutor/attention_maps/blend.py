@@ -26,8 +26,8 @@ class LocalBlend:
     source's. For the first `start` of the steps nothing is blended. (On a grid of 8 x 8, three neighbours would be
     three eighths of the picture: hence the step over 16 x 16, which is the published code's grid.)
 
-    `threshold`: one for all pairs, or one for each. `words`: for each pair the token places in the source and in the
-    target; a pair with none in either stays whole.
+    `threshold`, `start`: one for all pairs, or one for each. `words`: for each pair the token places in the source and
+    in the target; a pair with none in either stays whole.
     """
 
     def __init__(
@@ -36,20 +36,22 @@ class LocalBlend:
         words: Sequence[tuple[Sequence[int], Sequence[int]]],
         pairs: Sequence[Pair] = ((0, 1),),
         *,
-        threshold: float | Sequence[float] = 0.7,
-        start: float = 0.0,
+        threshold: float | Sequence[float] = 0.5,
+        start: float | Sequence[float] = 0.2,
     ) -> None:
         if len(words) != len(pairs):
             raise ConfigError("LocalBlend: words", given=len(words), expected=f"{len(pairs)}, one entry per pair")
-        thresholds = [threshold] * len(pairs) if isinstance(threshold, (int, float)) else list(threshold)
-        if len(thresholds) != len(pairs) or not all(0 <= each < 1 for each in (*thresholds, start)):
+        thresholds, starts = (
+            [each] * len(pairs) if isinstance(each, (int, float)) else list(each) for each in (threshold, start)
+        )
+        if not len(thresholds) == len(starts) == len(pairs) or not all(0 <= x < 1 for x in (*thresholds, *starts)):
             raise ConfigError(
                 "LocalBlend",
                 given=(threshold, start),
-                expected="thresholds (one, or one per pair) and start, 0 to below 1",
+                expected="thresholds and starts (one, or one per pair), 0 to below 1",
             )
         self.pairs, self.words = tuple(pairs), [tuple(map(tuple, each)) for each in words]
-        self.thresholds, self.first = thresholds, int(start * num_steps)
+        self.thresholds, self.first = thresholds, [int(each * num_steps) for each in starts]
         self.masks: Bool[Tensor, "pairs h w"] | None = None  # of the last blend, for whoever wants to look
         self._grid = (0, 0)
         self._sums: Tensor | None = None  # pairs 2 n, over the layers of the finest grid and over the steps
@@ -73,11 +75,13 @@ class LocalBlend:
 
     def blend(self, state: SampleState) -> Latents:
         """Return the latents that the run goes on with."""
-        if state.step < self.first or self._sums is None:
+        if state.step < min(self.first) or self._sums is None:
             return state.latents
         latents = state.latents.clone()
         self.masks = self.where(latents.shape[2], latents.shape[3])
-        for (source, target), mask in zip(self.pairs, self.masks, strict=True):
+        for (source, target), mask, first in zip(self.pairs, self.masks, self.first, strict=True):
+            if state.step < first:
+                continue
             latents[target] = torch.where(mask, latents[target], latents[source])
         return latents
 

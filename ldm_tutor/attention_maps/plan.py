@@ -31,13 +31,14 @@ class Injection:
     """How much of the source a target takes over, as shares of the steps (or (from, to)).
 
     `cross`: of the cross-attention; `self_`: of the self-attention; `words`: other windows for single words of the
-    target. `threshold` of `LocalBlend`; None blends nothing.
+    target. `threshold` and `start` of `LocalBlend`; None blends nothing.
     """
 
     cross: Window = 1.0
     self_: Window = 0.4
     words: Mapping[str, Window] = field(default_factory=dict)
-    threshold: float | None = 0.7
+    threshold: float | None = 0.5
+    start: float = 0.2
 
     def __post_init__(self) -> None:
         for name, window in (("cross", self.cross), ("self_", self.self_), *self.words.items()):
@@ -47,7 +48,7 @@ class Injection:
 # What did best with the shipped model (`ldm-tutor evaluate editing`), with sentences that the figures do not count.
 SWAP = Injection()
 REFINE = Injection(cross=0.4, self_=0.2, threshold=None)
-WEIGH = Injection(cross=0.8, self_=0.8, threshold=0.5)
+WEIGH = Injection(cross=0.8, self_=0.8, start=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ class EditPlan:
         factors: list[Mapping[int, float]] = [{} for _ in self.prompts]
         ignored: list[Sequence[int]] = [() for _ in self.prompts]
         self.spoken: list[Mapping[tuple[int, ...], float]] = [{} for _ in self.prompts]
-        tables, words, thresholds = [], [], []
+        tables, words, thresholds, starts = [], [], [], []
         for change, alignment, target in zip(changes, alignments, self.targets, strict=True):
             told, how = change.new_sentence, change.how
             factors[target] = _by_token(tokenizer, told, change.weights)
@@ -154,14 +155,15 @@ class EditPlan:
             touched = {*alignment.target_words, *factors[target], *ignored[target]}
             words.append(((), ()) if how.threshold is None else (_mapped_back(alignment, touched), tuple(touched)))
             thresholds.append(how.threshold or 0.0)
+            starts.append(how.start)
         shares = [change.how.self_ for change in changes]
         taps: list[Tap] = [TakeCross(alignments, tables, pairs), TakeSelf(num_steps, shares, pairs)]
         taps += [Reweight(factors)] * any(factors) + [Ignore(per_prompt=ignored)] * any(ignored)
-        self.blender = LocalBlend(num_steps, words, pairs, threshold=thresholds) if any(map(any, words)) else None
-        self.blend = None
-        if self.blender is not None:
-            self.blend = self.blender.blend
+        self.blender = None
+        if any(map(any, words)):
+            self.blender = LocalBlend(num_steps, words, pairs, threshold=thresholds, start=starts)
             taps.insert(0, self.blender.look)
+        self.blend = None if self.blender is None else self.blender.blend
         self.tap = chain(*taps)
 
     def _add(self, prompt: str, seed: int) -> int:

@@ -154,7 +154,8 @@ class EditStudio:
         gone, self.weights.children = self.weights.children, made
         for slider in gone:
             slider.unobserve_all()
-            slider.close()
+            for part in (slider.layout, slider.style, slider):  # a slider does not close its own parts
+                part.close()
 
     def _moved(self, change: Any = None) -> None:
         """A setting that was drawn before is shown at once; another one waits for the button."""
