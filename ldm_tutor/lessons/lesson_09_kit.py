@@ -30,7 +30,7 @@ from ldm_tutor.weights.files import atomic_file
 
 Report = dict[str, Any]
 PATH = Path(__file__).with_name("figure_data") / "editing.json"
-WAYS = {"same seed": "_reprompt", "no self-attention": "_no_self", "default edit": ""}
+WAYS = {"same seed": "_reprompt", "no local blend": "_no_blend", "no self-attention": "_no_self", "default edit": ""}
 
 
 def alignment_figure(
@@ -102,10 +102,10 @@ def measured_figure(report: Report) -> Figure:
                 names = {"new thing": "swap{}_new_object", "all else": "swap{}_rest_kept"}
             for k, (way, suffix) in enumerate(WAYS.items()):
                 for x, name in enumerate(names.values()):
-                    _bar(panel, x + 0.26 * (k - 1), report[name.format(suffix)], f"C{k}", way if x == 0 else None)
+                    _bar(panel, x + 0.2 * (k - 1.5), report[name.format(suffix)], f"C{k}", way if x == 0 else None)
             panel.set_xticks(range(len(names)), list(names))
-            panel.set(title=title, ylim=(0, None if what else 1.05))
-        panels[0, 0].legend(fontsize=9, loc="lower right")
+            panel.set(title=title, ylim=(0, 62 if what else 1.05))  # dB, with room for the names
+        panels[0, 0].legend(fontsize=9, loc="upper left", ncols=2)
         for way, line, told in (("", "o-", "text tower too"), ("_token", "s--", "U-Net only")):
             values = [report[f"reweight{way}_color.{factor:g}"]["value"] for factor in FACTORS]
             panels[1, 0].plot(FACTORS, values, line, label=told)
@@ -118,12 +118,12 @@ def measured_figure(report: Report) -> Figure:
                 _bar(panels[1, 1], x + 0.2 * (2 * k - 1), entry, f"C{k}", told if x == 0 else None, 0.36)
         panels[1, 1].axhline(1 / 8, color="0.4", linestyle="--", linewidth=1, label="chance")
         panels[1, 1].set_xticks(range(len(ignored)), list(ignored))
-        panels[1, 1].set(title="a colour word ignored: still right", ylim=(0, 1.05))
-        panels[1, 1].legend(fontsize=9)
+        panels[1, 1].set(title="a colour word ignored: still right", ylim=(0, 1.3))
+        panels[1, 1].legend(fontsize=9, loc="upper left", ncols=3)
     return figure
 
 
-def _bar(axes: Any, x: float, entry: Report, color: str, label: str | None, width: float = 0.24) -> None:
+def _bar(axes: Any, x: float, entry: Report, color: str, label: str | None, width: float = 0.19) -> None:
     value, (low, high) = entry["value"], entry["interval"]
     axes.bar(x, value, width, color=color, label=label, yerr=[[value - low], [high - value]], capsize=3)
 
