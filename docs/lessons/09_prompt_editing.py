@@ -552,8 +552,8 @@ for key in ("new_object", "rest_kept"):
 # sentence names the place, the same seed does better on its own, but not as much better as one might think: the place
 # is fixed then, the rest of the scene is not.
 #
-# These are 16 swaps, and the intervals are wide. Here are 120 of each kind of edit, measured with the command below and
-# kept with the course, with intervals:
+# These are 16 swaps, and the intervals are wide. Here are 60 swaps and 120 of each other kind of edit, measured as the
+# command below does it and kept with the course:
 
 # %%
 measured = kit.load_measured()
@@ -568,12 +568,12 @@ for key in keys:
 
 # %% [markdown]
 # Read the failures too. What an edit keeps cannot be more than what the source had: of those sources that showed all
-# of their sentence, more than four in five keep it. A refinement by injection shows its new word *less* often than
-# drawing again does; that is its price for keeping the picture. A colour that only the U-Net ignores stays. And a
+# of their sentence, most keep it. A refinement by injection shows its new word *less* often than drawing again does;
+# that is its price for keeping the picture. A colour that only the U-Net ignores stays. And a
 # *background* that the text tower ignores too stays as well, because the maps of the source still hold it; drawn freely
 # (`free`, nothing taken over), it goes.
 #
-# > **Try it.** `ldm-tutor evaluate editing --num 120 --steps 10 --json editing.json` makes these figures anew.
+# > **Try it.** `ldm-tutor evaluate editing --num 120 --steps 10 --json editing.json` makes all of them anew, with 120 swaps.
 #
 # ## A real picture
 #
