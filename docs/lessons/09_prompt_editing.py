@@ -573,7 +573,7 @@ for key in keys:
 # *background* that the text tower ignores too stays as well, because the maps of the source still hold it; drawn freely
 # (`free`, nothing taken over), it goes.
 #
-# > **Try it.** `ldm-tutor evaluate editing --num 120 --steps 10 --json editing.json` makes all of them anew, with 120 swaps.
+# > **Try it.** `ldm-tutor evaluate editing --num 120 --steps 10 --json editing.json` makes all of them anew.
 #
 # ## A real picture
 #
