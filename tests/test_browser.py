@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from browser_cells import ASLEEP, CELLS, NUM_FRAMES, SETUP, attention, guidance, similarity
 from conftest import write_kernel_profile
-from lab_browser import RUN_ALL, SAVE, browser_page, jupyter_server, why_not, write_notebook
+from lab_browser import CONNECTED, RUN_ALL, SAVE, browser_page, jupyter_server, why_not, write_notebook
 from tiny import make_pipeline
 
 from ldm_tutor.lessons.build import NOTEBOOKS, ROOT
@@ -501,6 +501,7 @@ def test_without_a_kernel(lab):
     before = view.pixels()
     view.press("level", "ArrowRight")
     view.stays(before, "a control without a kernel")
+    lab.page.wait_for_function(CONNECTED)
     lab.page.evaluate(RUN_ALL)  # and it lives again
     view = View(lab, cell.locator(".jupyter-widgets").first)
     view.press("level", "ArrowRight")
@@ -517,6 +518,8 @@ def test_without_a_kernel(lab):
         lab.cell(0).get_by_text(ASLEEP_LINE).wait_for()
         still = lab.cell(0).get_by_role("img", name="a grey square")
         assert still.is_visible() and (lab.pixels(still) == 10).all()
+    # What the lab itself says about requests that a restart has cut off is no fault of a widget.
+    lab.problems = [each for each in lab.problems if not re.search(r"Cancel+ed|disposed|Kernel", each)]
 
 
 # --- whole lessons
