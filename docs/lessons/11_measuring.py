@@ -253,26 +253,31 @@ show(picture_grid(shown, titles, columns=6, scale=1), alt=ALT)
 
 # %%
 fids = {name: frechet_distance(each, reference) for name, each in made.items()}
-show(bars(list(fids), list(fids.values()), title="FID, judge's features"), alt="FID: least for real, most for noisy.")
+show(
+    bars(list(fids), list(fids.values()), title="FID, judge's features"),
+    alt="FID: copies by far the most, then three kinds only; soft scenes as low as real ones.",
+)
 floor = fids["other real scenes"]
-damaged = [name for name in cases if name not in ("other real scenes", "wrong sentences")]
-print("every damaged set is further away than real scenes:", all(fids[name] > 1.1 * floor for name in damaged))
-print("real scenes with wrong sentences are as good as real scenes:", fids["wrong sentences"] < 1.1 * floor)
+print("missing kinds and copies are far away:", min(fids["three kinds only"], fids["ten pictures, copied"]) > 3 * floor)
+print("soft scenes are as good as real ones:", fids["soft"] < 1.2 * floor)
+print("wrong sentences are as good as right ones:", fids["wrong sentences"] < 1.2 * floor)
 
 # %% [markdown]
-# Two things to keep. FID of real scenes against other real scenes is not 0: that is its **floor**, and a number without
-# its floor says little. And FID never reads a sentence. A model that draws a splendid cat for "a boat" is, for FID,
-# perfect.
+# Three things to keep. FID of real scenes against other real scenes is not 0: that is its **floor**, and a number
+# without its floor says little. FID never reads a sentence: a model that draws a splendid cat for "a boat" is, for
+# FID, perfect. And FID sees what its network sees. The judge learned to read scenes through blur and noise, so it
+# hardly minds them. Inception, which learned to tell breeds of dogs by their fur, minds them very much.
 #
 # ## A failure on purpose: few pictures
 #
 # Why is the floor above 0? A covariance of 192 features has 18,528 numbers, and you estimate it from 240 pictures. The
 # error has no way to be negative: FID of few pictures is *too high*, always. Measure it over the number of pictures,
-# for real scenes and for soft ones.
+# for real scenes and for the
+# set in which six of nine kinds are missing.
 
 # %%
 COUNTS, shuffle = (20, 40, 80, 120, 240), torch.Generator().manual_seed(2)
-series = {name: [] for name in ("other real scenes", "soft")}
+series = {name: [] for name in ("other real scenes", "three kinds only")}
 for name, found in series.items():
     for n in COUNTS:
         parts = [made[name][torch.randperm(240, generator=shuffle)[:n]] for _ in range(4)]
@@ -282,18 +287,20 @@ for name, line in zip(series, ("o-", "s--"), strict=True):
     axes[0].plot(COUNTS, series[name], line, label=name)
     axes[1].plot([1 / n for n in COUNTS], series[name], line, label=name)
 axes[0].set(xlabel="pictures", ylabel="FID", xscale="log")
+axes[0].minorticks_off()
+axes[0].set_xticks(COUNTS, COUNTS)
 axes[1].set(xlabel="1 / pictures", xlim=(0, None), ylim=(0, None))
 axes[1].legend()
-show(figure, alt="FID of real and of soft scenes falls steeply with the number of pictures, nearly a line over 1/n.")
+show(figure, alt="FID of both sets falls steeply with the number of pictures, nearly as a line over 1/n.")
 few_real, many_real = series["other real scenes"][0], series["other real scenes"][-1]
 print("FID of 20 real scenes is more than twice that of 240:", few_real > 2 * many_real)
-print("20 real scenes look worse than 240 soft ones:", few_real > series["soft"][-1])
+print("20 real scenes look worse than 240 of three kinds only:", few_real > series["three kinds only"][-1])
 
 # %% [markdown]
-# There is the trap: 20 *real* scenes look worse than 240 *soft* ones. Whoever shows fewer pictures loses, and whoever
-# measures the new model on 50,000 and the old one on 5,000 wins. Over $1/n$ the excess is nearly a straight line
-# (Chong and Forsyth 2020). Read at $1/n = 0$ it gives an estimate without the bias of the drawn set; the exercise
-# `limit` asks you to do it.
+# There is the trap: 20 scenes of *all* kinds look worse than 240 of *three*. Whoever shows fewer pictures loses, and
+# whoever measures the new model on 50,000 and the old one on 5,000 wins. Over $1/n$ the excess is nearly a straight
+# line (Chong and Forsyth 2020). Read at $1/n = 0$ it gives an estimate without the bias of the drawn set; the
+# exercise `limit` asks you to do it.
 #
 # > **Careful.** Compare FIDs only with the same number of pictures, the same reference set, the same features, and the
 # > same way of scaling pictures down. Most "I get 9 instead of 5" threads about the paper's code end at the last two.
@@ -332,9 +339,10 @@ print("loop, vectorised and package agree:", torch.allclose(three, three[0]))
 # %%
 scores = {name: inception_score(judge_probabilities(judge, pictures), 1).value for name, (pictures, _) in cases.items()}
 show(bars(list(scores), list(scores.values()), title="Inception score, judge's kinds", form="{:.2f}"), alt="IS by set.")
-one_each = torch.stack([real[kinds.index(kind)] for kind in sorted(set(kinds))])
+alone = {scene.objects[0].kind: k for k, scene in enumerate(test.scenes) if len(scene.objects) == 1}
+one_each = real[list(alone.values())]
 cheat = inception_score(judge_probabilities(judge, one_each.repeat(20, 1, 1, 1)), 1).value
-print("nine pictures, copied 20 times, score as high as 240 scenes:", cheat >= 0.98 * scores["other real scenes"])
+print("nine pictures, copied 20 times, score as high as 240 scenes:", cheat > 0.95 * scores["other real scenes"])
 
 # %% [markdown]
 # Copies go unnoticed: nine pictures, one of each kind, are enough for the full score. It never sees a real picture,
@@ -365,8 +373,8 @@ def inside(points, of, k):
 flat = torch.randn(60, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 narrow = 0.5 * flat[:30] + 0.3
 package = precision_recall(narrow, flat)
-mine = torch.tensor([(each(narrow, flat, 3), each(flat, narrow, 3)) for each in (inside_loop, inside)])
-same = torch.allclose(mine, torch.tensor([package.precision, package.recall]))
+mine = [[float(each(narrow, flat, 3)), float(each(flat, narrow, 3))] for each in (inside_loop, inside)]
+same = torch.allclose(torch.tensor(mine), torch.tensor([package.precision, package.recall]))
 print("loop and vectorised equal the package's:", same)
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6), sharex=True, sharey=True)
 for panel, of, points in ((axes[0], flat, narrow), (axes[1], narrow, flat)):
@@ -382,30 +390,39 @@ show(figure, alt="Left: balls round wide real points hold all narrow drawn ones.
 # %%
 others = made["other real scenes"]
 both = {name: precision_recall(each, vectors if each is others else others) for name, each in made.items()}
-ALT = "Copies and few kinds: high precision, low recall. Noisy: low precision. Real scenes: both high."
+ALT = "All sets have a high precision. Copies have no recall, three kinds about half of it."
 show(kit.map_figure(both), alt=ALT)
 copies = both["ten pictures, copied"]
 print("copies keep their precision and lose recall:", copies.precision > 0.8 > 0.3 > copies.recall)
-print("noise costs more than half of the precision:", both["noisy"].precision < both["other real scenes"].precision / 2)
+print("three kinds lose much of their recall:", both["three kinds only"].recall < 0.65)
+print("nothing here looks unreal to the judge:", min(each.precision for each in both.values()) > 0.85)
 
 # %% [markdown]
-# Now the two failures have two names. And guidance? Lesson 08 says: fidelity up, variety down. Thirty-two
-# pictures are few, so put 32 real scenes beside them: they are the floor.
+# Missing variety now has a name and a number of its own, which FID had mixed into one. (Nothing is unreal *for the
+# judge*, who reads through noise.) And guidance? Lesson 08 says: fidelity up, variety down. Measure the 32 pictures of
+# each scale, beside 32 real ones. And since 32 are few, imitate what guidance does on more: of the 240 real scenes keep
+# the 80 most *typical*, those with the nearest neighbours, and compare them with 80 at random.
 
 # %%
 trade = {f"scale {s:.0f}": judge_features(judge, each) for s, each in drawn.items()}
-trade = {"32 real": made["other real scenes"][:32]} | trade
+trade = {"32 real": others[:32]} | trade
 pr = {name: precision_recall(each, vectors[100:132]) for name, each in trade.items()}
-spread = {name: float(torch.cov(each.T).trace()) for name, each in trade.items()}
+radii = torch.cdist(vectors, vectors).kthvalue(4).values
+thirds = {"80 typical": vectors[radii.argsort()[:80]], "80 at random": vectors[80:160]}
+pr |= {name: precision_recall(each, others) for name, each in thirds.items()}
+spread = {name: float(torch.cov(each.T).trace()) for name, each in (trade | thirds).items()}
 
 # %% tags=["nbval-ignore-output"]
 for name, each in pr.items():
     print(f"{name}: precision {each.precision:.2f}, recall {each.recall:.2f}, spread of features {spread[name]:.0f}")
 
 # %% [markdown]
-# Each of these shares has an interval of about ±.15, so read them with care: with 32 pictures the two scales may come
-# out either way. The paper measures 50,000 and sees it plainly: table 3, class-conditional ImageNet, precision rises
-# from .71 to .87 with guidance 1.5, recall falls from .62 to .48, and FID, which mixes both, improves all the same.
+# With 32 pictures the three lines are the same: in 192 dimensions the balls of so few vectors are so wide that nearly
+# everything is inside. Precision and recall need thousands of pictures, and a count of them beside the number. The two
+# sets of 80 show the direction: typical scenes lie safely among the real ones, they are less different from each other,
+# and they reach less of what is there. The paper has 50,000 pictures and sees it plainly: table 3, class-conditional
+# ImageNet, precision rises from .71 to .87 with guidance 1.5, recall falls from .62 to .48, and FID, which mixes both,
+# improves all the same.
 #
 # ## Step 5: CLIP score
 #
@@ -433,8 +450,8 @@ print("swapped colours cost something, but less:", low < clips["colours swapped"
 #
 # ## The scoreboard
 #
-# All six measures against all six sets. Each column is scaled so that 1 is what real scenes reach and 0 is the worst
-# set in it; for FID less is better, so the ratio of floor to value is taken.
+# All six measures against all six sets, each as a share of what real scenes reach. For FID less is better, so there
+# the floor is divided by the value.
 
 # %%
 table = []
@@ -443,9 +460,9 @@ for name, (pictures, captions) in cases.items():
     near, pair = floor / fids[name], both[name]
     table.append([right_share, near, scores[name], pair.precision, pair.recall, clips[name]])
 table = torch.tensor(table)
-board = ((table - table.amin(dim=0)) / (table[0] - table.amin(dim=0))).clamp(0, 1)
+board = (table / table[0]).clamp(0, 1)
 columns = ["accuracy", "FID", "IS", "precision", "recall", "CLIP"]
-ALT = "Table of six sets by six measures, from 0, the worst, to 1, like real. No column notices every damage."
+ALT = "Table of six sets by six measures, from 0 to 1, like real scenes. No column notices every damage."
 show(kit.board_figure(board, list(cases), columns), alt=ALT)
 blind = [column for k, column in enumerate(columns) if bool((board[1:, k] > 0.9).any())]
 print("measures that call at least one damaged set as good as real:", len(blind), "of 6")
@@ -497,14 +514,14 @@ print(f"the decoder's share of the time of a picture at f = 4: {decoder:.0%}")
 # ### Equal time
 
 # %%
-ALT = "Over seconds: background right rises to nearly 1 for f = 4, 8, 16, to half for f = 2, not at all for pixels."
+ALT = "Over seconds: background right rises to nearly 1 for f = 4, 8, 16, more slowly for f = 2, hardly for pixels."
 show(kit.study_figure(study, ["background", "fid", "color"]), alt=ALT)
 print(kit.minute_table(study))
 seconds, right_shares = kit.curve(study["pixels"], "background")
 best = max(right_shares)
-fast = next(row["seconds"] for row in study["f4"]["rows"] if kit.value_of(row, "background") > best)
+fast = next(row["seconds"] for row in study["f4"]["rows"] if kit.value_of(row, "background") >= best)
 print(f"pixels: best share of backgrounds in {max(seconds):.0f} s: {best:.0%}")
-print(f"f = 4 is past it after {fast:.0f} s")
+print(f"f = 4 is as far after {fast:.0f} s, a share of {fast / max(seconds):.2f} of the time")
 
 # %%
 sheet = [picture for name in study for picture in kit.pictures_of(name)[:6]]
@@ -514,8 +531,9 @@ show(picture_grid(sheet, titles, columns=6, scale=1), alt=ALT)
 
 # %% [markdown]
 # Six backgrounds are possible, so chance is one in six. After a minute the pixel model has made a few dozen steps and
-# draws noise. In latents of $f = 4$ the same minute is enough for nearly every background. Nobody draws objects yet:
-# for those the shipped model trained more than an hour, and this budget cannot show who would win there.
+# draws noise; after two, its best share is what latents of $f = 4$ had reached in an eighth of that time. In latents
+# of $f = 4$ the same minute is enough for nearly every background. Nobody draws objects yet: for those the shipped
+# model trained more than an hour, and this budget cannot show who would win there.
 #
 # ### Equal steps
 #
@@ -528,6 +546,10 @@ patches, f4 = (kit.look_at(study[name], 60) for name in ("patches", "f4"))
 print("numbers of steps within 10% of each other:", abs(patches["step"] / f4["step"] - 1) < 0.1)
 gap = kit.value_of(f4, "background") - kit.value_of(patches, "background")
 print("and yet the latents have more than half of all backgrounds more:", gap > 0.5)
+last = study["pixels"]["rows"][-1]
+beside = kit.at(study["f2"], "background", last["step"])
+print(f"pixels after {last['step']} steps: {kit.value_of(last, 'background'):.0%} of backgrounds", end="; ")
+print("f = 2 was not looked at there" if beside is None else f"f = 2 after as many: {beside:.0%}")
 
 # %% [markdown]
 # So half of the usual explanation is not enough. The control has the same grid, the same work and the same number of

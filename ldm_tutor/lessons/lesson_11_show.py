@@ -31,6 +31,7 @@ AXES = {"seconds": "seconds of one thread", "step": "training steps"}
 LABELS = {"pixels": "pixels (f = 1)", "patches": "pixels, 4x4 patches"} | {
     f"f{f}": f"latents, f = {f}" for f in (2, 4, 8, 16)
 }
+_TICKS = {"seconds": (15, 30, 60, 120), "step": (60, 120, 250, 500, 1000)}
 _LINES = ("o-", "s--", "^:", "D-", "v-.", "x-")
 
 
@@ -84,6 +85,8 @@ def study_figure(study: dict[str, Report], measures: Sequence[str], axis: str = 
                 real = value_of(next(iter(study.values()))["real"], what)
                 panel.axhline(real, color="0.5", linewidth=1, label="real scenes")
             panel.set(xscale="log", xlabel=AXES[axis], title=MEASURES[what])
+            panel.minorticks_off()
+            panel.set_xticks(_TICKS[axis], [str(tick) for tick in _TICKS[axis]])
             panel.set_ylim(*((0, 1.05) if what in ("background", "color", "object") else (0, None)))
         axes[0][-1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
