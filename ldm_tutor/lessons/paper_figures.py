@@ -66,10 +66,12 @@ PAPER_FIGURES: dict[str, dict[str, str]] = {
         "Steps of Stable Diffusion's samplers: first and last time of 50 steps, of all 1000": "981 961 1 999",
     },
     # counts of parameters, on the meta device
-    "parameters|million|billion|logits|receptive": {
+    "parameters|million|billion|logits|receptive|weights|numbers": {
         "Parameters of Stable Diffusion v1: U-Net, autoencoder, its halves, text tower, all": """
             859520964 860 83653863 84 34163592 49490179 123060480 123 1066235307 1.07 1.1""",
-        "Parameters of the text-to-image LDM: U-Net, BERT, both": "872300484 872 581994042 582 1454294526 1.45",
+        "Parameters of the text-to-image LDM: U-Net, BERT, its unused layer, both": """
+            872300484 872 581994042 582 542895360 39098682 1454294526 1.45""",
+        "Gigabytes of Stable Diffusion's U-Net in float32: 859,520,964 times 4 bytes": "3.4",
         "PatchGAN: receptive field of three and of two layers, logits at 256 x 256": "70 34 30 62",
         "Parameters of the discriminators and the other first stages": """
             2765633 663361 55312063 69610963 103880131 55322782 53219486 67717295 67652783 69593371""",
@@ -93,7 +95,7 @@ PAPER_FIGURES: dict[str, dict[str, str]] = {
         "Arithmetic: 8 x 8 pixels of 3 colours; 256 x 256 pixels of 3 colours; 64 x 64 x 4 latents; 512 x 512 x 3": """
             192 196608 16384 786432""",
         "The schedules' steps are numbered from 0 to 999": "999 1000",
-        "Arithmetic: 64 x 64 positions": "4096",
+        "Arithmetic: 64 x 64 and 256 x 256 positions": "4096 65536",
         "Arithmetic: powers of two that name a size": "128 256 512 1024",
     },
 }
