@@ -77,8 +77,9 @@ def test_the_shipped_runs_show_what_the_lesson_says(pictures):
 
 
 def test_a_run_writes_what_ship_needs_and_a_finished_one_is_not_trained_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(kit, "LOG_EVERY", 2)
-    monkeypatch.setattr(kit, "LOOK_AT", (2, 4))
+    two = {name: kit.RUNS[name] for name in ("l2", "adversary")}
+    for name, value in {"RUNS": two, "LOG_EVERY": 2, "LOOK_AT": (2, 4), "NUM_HELD_OUT": 8}.items():
+        monkeypatch.setattr(kit, name, value)
     with pytest.raises(WeightsError, match="not finished"):
         kit.ship(tmp_path / "runs", tmp_path / "shipped")
     for name in kit.RUNS:
@@ -96,6 +97,8 @@ def test_a_run_writes_what_ship_needs_and_a_finished_one_is_not_trained_again(tm
     assert verdicts.shape == (1, 1, 14, 14)
     with pytest.raises(WeightsError, match="l2_critic"):
         kit.load_critic("l2")
+    with pytest.raises(ConfigError, match="unknown run"):
+        kit.load_coder("l1")
     (tmp_path / "shipped" / "adversary_critic.safetensors").write_bytes(b"rubbish")
     with pytest.raises(WeightsError, match="cannot be read"):
         kit.load_critic("adversary")

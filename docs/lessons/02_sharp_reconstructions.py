@@ -141,7 +141,7 @@ show(figure, alt="Nine grey steps at nine places. L2's best answer is a ramp thr
 # > possible pictures. Nobody has ever seen such a picture. The fog is not a failure of training: it *is* the optimum.
 #
 # L1's answer is a step, as sharp as the truths, only seldom in the right place. So is L1 the cure? Here every truth
-# was an edge of the same kind. Take a car that stands in one of nine places, a few pixels apart, and look at three
+# was an edge of the same kind. Take a car that stands in one of nine places, a pixel apart, and look at three
 # answers: the mean, the median of each pixel, and the car in the middle.
 
 
@@ -162,10 +162,10 @@ print("L2:", score(l2_loss))
 print("L1:", score(l1_loss))
 
 # %% [markdown]
-# Smaller is better, and the mean is 1. L2 punishes the sharp car severely, because a car that is three pixels off is
-# wrong twice: where it stands and where it should stand. L1 likes the median best. It likes the smear and the sharp
-# car about equally. The median itself has sharp sides here and ragged ends there: each pixel votes alone, and no one
-# asks whether the votes make a picture. That is the hole in both losses. What we want is a loss that asks it.
+# Smaller is better, and the mean is 1. L2 punishes the sharp car severely: a car in the wrong place is wrong twice,
+# where it stands and where it should stand. L1 likes the median best, and finds the sharp car no better than the
+# smear. The median itself is no car either: each pixel votes alone, and no one asks whether the votes make a picture.
+# That is the hole in both losses. What we want is a loss that asks it.
 #
 # ## Step 2: a distance that sees
 #
@@ -274,8 +274,8 @@ with torch.inference_mode():
 
 # %% [markdown]
 # Read this carefully, because it is less than is often claimed. The distance does not *prefer* the sharp car. It
-# has merely stopped punishing it: where L2 charges most of the price of a mistake, this one is close to indifferent.
-# The doubt is still averaged. The fog gets thinner, and does not lift.
+# has merely stopped punishing it: where L2 asks 1.8 times the price of the smear, this one asks 1.1 times. So the doubt
+# is still averaged. The fog gets thinner, and does not lift.
 #
 # And the published LPIPS? The package `lpips` brings the learned weights, a few kilobytes. The backbone beneath them
 # has to be downloaded, and this course never downloads anything unasked. If one lies in the cache of your torch, the
@@ -573,10 +573,10 @@ show(picture_grid(rows, titles, columns=len(kit.LOOK_AT), scale=2), alt="One sce
      "changing colours, from the beginning.")  # fmt: skip
 
 # %% [markdown]
-# At step 300 there is nothing yet that a critic could improve. The early critic tells blobs from scenes without effort,
-# and fine detail is not what they differ in. Still it pulls at the decoder, half as hard as all other losses together,
-# while the decoder has yet to learn what stands where. Its PSNR stalls, its colours jump, and it gets used to grain.
-# Its critic stays ahead: the lower hinge loss above is a critic that wins.
+# In the beginning there is nothing yet that a critic could improve. The early critic tells blobs from scenes without
+# effort, and fine detail is not what they differ in. Still it pulls at the decoder, half as hard as all other losses
+# together, while the decoder has yet to learn what stands where. Its PSNR stalls, its colours jump, and it gets used
+# to grain. Its critic stays ahead: the lower hinge loss above is a critic that wins.
 #
 # The late critic joins a decoder that has said all that it can say with the other losses. PSNR falls there as well,
 # though less, and within a few hundred steps fine energy rises. Stable Diffusion's autoencoder was trained in this
