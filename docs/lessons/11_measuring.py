@@ -211,7 +211,7 @@ def fid(a, b):
 
 vectors = judge_features(judge, real)
 reference = judge_features(judge, to_float(render_scenes(600, "train", 1).pictures))
-print("features per picture:", vectors.shape[1])
+print("features per picture:", (d := vectors.shape[1]), "numbers in their covariance:", d * (d + 1) // 2)
 print("the loop's covariance equals torch.cov:", torch.allclose(cov_loop(vectors), torch.cov(vectors.T)))
 few_columns = fid(vectors[:, :20], reference[:, :20]), frechet_distance(vectors[:, :20], reference[:, :20])
 print("fid equals the package's:", math.isclose(*few_columns, rel_tol=1e-4))
@@ -482,7 +482,7 @@ print("measures that call at least one damaged set as good as real:", len(blind)
 #   readers ask for, a pixel model that first cuts the picture into patches of 4x4 pixels, 48 numbers each. It works
 #   on the same 16x16 grid as $f = 4$, so a step costs about the same.
 # - **equal in all of them**: scenes with one object and their sentences, the shipped CLIP, batch 32, learning rate,
-#   noise schedule, seeds, the *seconds of one CPU thread*, and the parameters of the U-Net, to within 8%.
+#   noise schedule, seeds, the *seconds of one CPU thread*, and the parameters of the U-Net, to within a tenth.
 # - **not equal**: the grid, and so the work per step and the number of steps that fit into the seconds.
 # - **the exam**: 128 held-out sentences, ten steps, guidance 3; the judge reads them.
 
@@ -531,9 +531,9 @@ show(picture_grid(sheet, titles, columns=6, scale=1), alt=ALT)
 
 # %% [markdown]
 # Six backgrounds are possible, so chance is one in six. After a minute the pixel model has made a few dozen steps and
-# draws noise; after two, its best share is what latents of $f = 4$ had reached in an eighth of that time. In latents
-# of $f = 4$ the same minute is enough for nearly every background. Nobody draws objects yet: for those the shipped
-# model trained more than an hour, and this budget cannot show who would win there.
+# draws noise; after two, its share is what latents of $f = 4$ had in an eighth of that time. In latents of $f = 4$ a
+# minute is enough for every background. Nobody draws objects yet: for those the shipped model trained more than an
+# hour, and this budget cannot show who would win there.
 #
 # ### Equal steps
 #

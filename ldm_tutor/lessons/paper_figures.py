@@ -16,6 +16,7 @@ PAPER_FIGURES: dict[str, dict[str, str]] = {
         "Rombach 2022, table 1: unconditional 256 x 256, FID, precision, recall": """
             5.11 .72 .49 4.98 .73 .50 4.02 .64 .52 2.95 .66 .48 1.59 1.52 1.90 2.35 3.08 3.86 4.16 4.21 4.9 5.54
             7.16 7.22 7.89 8.0 9.57 10.2 15.8""",
+        "Rombach 2022, section 4.1, appendix: samples for an FID; Inception's features": "5000 50000 2048",
         "Rombach 2022, table 2: text to image on MS-COCO, FID, IS, parameters": """
             23.31 20.03 .33 12.63 30.29 .42 1.45 27.10 18.20 26.94 26.02 12.24 11.84""",
         "Rombach 2022, tables 3 and 10: class-conditional ImageNet, FID, IS, precision, recall, parameters": """
