@@ -298,7 +298,7 @@ print("20 real scenes look worse than 240 of three kinds only:", few_real > seri
 
 # %% [markdown]
 # There is the trap: 20 scenes of *all* kinds look worse than 240 of *three*. Whoever shows fewer pictures loses, and
-# whoever measures the new model on 50,000 and the old one on 5,000 wins. Over $1/n$ the excess is nearly a straight
+# whoever measures the new model on ten times as many as the old one wins. Over $1/n$ the excess is nearly a straight
 # line (Chong and Forsyth 2020). Read at $1/n = 0$ it gives an estimate without the bias of the drawn set; the
 # exercise `limit` asks you to do it.
 #
