@@ -414,13 +414,13 @@ mine, theirs = copies(my_autoencoder), copies(shipped)
 rows = [*pictures[:4], *mine[:4], *theirs[:4]]
 titles = ["original"] * 4 + ["yours"] * 4 + ["shipped"] * 4
 figure = picture_grid(rows, titles, columns=4, scale=2)
-show(figure, alt="Four scenes; your copies are coarse blurs, the shipped ones are sharp.")
+show(figure, alt="Four scenes; your copies are blurred shapes almost without colour, the shipped ones are sharp.")
 print("shipped: above 30 dB:", db(theirs) > 30, "| nearly all read right:", read(theirs) > 0.97)
 print("yours: above 11 dB:", db(mine) > 11, "| and below 20:", db(mine) < 20)
 
 # %% [markdown]
-# Yours has seen less than a thousand pictures, and gives a good blur. The shipped one has the same layers at twice the
-# width, learned for more than an hour, and had the adversary to sharpen it.
+# Yours has seen less than a thousand pictures: blurred shapes, light and dark, hardly a colour yet. The shipped one has
+# the same layers at twice the width, learned for more than an hour, and had the adversary to sharpen it.
 
 # %% [markdown]
 # ## Step 7: how small?
@@ -568,9 +568,10 @@ for name, latents in tries.items():
 
 # %% [markdown]
 # The shuffled latents have exactly the right numbers, and still give mush. What makes a scene is *how neighbours fit
-# together*: real latents are correlated from cell to cell, and noise is not. A weak KL looks at every number alone. It
-# never asks for that. So something else has to learn which grids of latents look like pictures, and that is the
-# diffusion model's whole job. Nothing is broken.
+# together*: real latents are correlated from cell to cell, and noise is not. (What is left after shuffling comes from
+# pictures that are bright or dark all over.) A weak KL looks at every number alone. It never asks for that. So
+# something else has to learn which grids of latents look like pictures, and that is the diffusion model's whole job.
+# Nothing is broken.
 #
 # ## Step 9: the right units
 #
@@ -626,7 +627,7 @@ ways = {
 }
 rows = [made_so[k] for made_so in ways.values() for k in (0, 1, 2, 3)]
 figure = picture_grid(rows, [name for name in ways for _ in range(4)], columns=4, scale=2)
-show(figure, alt="Four drawn scenes, four ways: right, right, right, and with the large factor forgotten a pale haze.")
+show(figure, alt="Four drawn scenes, four ways: thrice right, and with the large factor forgotten pale scribbles.")
 right = {name: read(made_so) for name, made_so in ways.items()}
 figure = bars(list(right), [100 * each for each in right.values()], title="drawn pictures read right", unit="%")
 show(figure, alt="Bars of pictures read right: three equally high, and with the large factor forgotten near zero.")
@@ -668,8 +669,8 @@ for name, config in FIRST_STAGES.items():
     with torch.device("meta"):
         network = (VQAutoencoder if isinstance(config, VQAutoencoderConfig) else Autoencoder)(config)
     side = 256 // config.downsampling
-    shape = f"{side} x {side} x {config.latent_channels}"
-    print(f"{name:13} 256 x 256 -> {shape:12} {sum(p.numel() for p in network.parameters()):>11,} parameters")
+    shape, size = f"{side} x {side} x {config.latent_channels}", side**2 * config.latent_channels
+    print(f"{name:12} {shape:12} = {size:5} numbers, {sum(p.numel() for p in network.parameters()):>11,} parameters")
 print(f"yours: {sum(p.numel() for p in my_autoencoder.parameters()):,}, shipped:", end=" ")
 print(f"{sum(p.numel() for p in shipped.parameters()):,}")
 
