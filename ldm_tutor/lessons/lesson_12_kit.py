@@ -12,14 +12,14 @@ from typing import Any
 
 import psutil
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
 from ldm_tutor.config import ClipConfig, ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, sd_v1
 from ldm_tutor.errors import ConfigError
+from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.clip import Clip
+from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.nn.attention import Attention
 from ldm_tutor.nn.blocks import (
@@ -32,7 +32,6 @@ from ldm_tutor.nn.blocks import (
 )
 from ldm_tutor.nn.embeddings import TimeMLP, timestep_embedding
 from ldm_tutor.pipeline import Pipeline
-from ldm_tutor.plots.figures import COLORS, figure_style
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Tensor
 from ldm_tutor.weights.diffusers_folder import DiffusersParts
@@ -41,7 +40,6 @@ from ldm_tutor.weights.names import NameRules
 Modules = Sequence[tuple[str, nn.Module, nn.Module]]
 _BLOCKS = (ResBlock, SpatialTransformer, PictureAttention, Downsample, Upsample, TimeMLP)
 _LEAVES = ("conv_in", "norm_out", "conv_out")  # behind any prefix
-LAST_BIT = 1e-9  # what a figure on a logarithmic axis shows in the place of 0
 
 # ---------------------------------------------------------------- models with random numbers
 
@@ -96,6 +94,14 @@ def borrow(module: nn.Module, seed: int = 0) -> int:
                 window = pool[: value.numel()].view(value.shape)
             setattr(each, name, nn.Parameter(window, requires_grad=False))
     return 4 * largest
+
+
+def dry_run(model: ModelConfig, tokenizer: Tokenizer, unet: UNet, autoencoder: Autoencoder) -> Pipeline:
+    """Return a pipeline of `model` with a random text encoder: every line runs, and what it draws means nothing."""
+    with torch.device("meta"):
+        clip = Clip(model.clip, end_id=tokenizer.end_id)
+    fill(clip.text)
+    return Pipeline(model, tokenizer, clip, unet, autoencoder, NoiseSchedule(model.schedule))
 
 
 def pipeline_of(parts: DiffusersParts) -> Pipeline:
@@ -283,43 +289,20 @@ def matmul_rate(dtype: torch.dtype = torch.float32, side: int = 2048, rounds: in
     return side**3 / min(seconds)
 
 
-# ---------------------------------------------------------------- figures
-
-
-def ladder_figure(ladders: Mapping[str, Mapping[str, float]], tolerance: float, title: str = "") -> Figure:
-    """Draw differences by block, one line per name, over a logarithmic axis; 0 is drawn at LAST_BIT."""
-    with figure_style():
-        figure, axes = plt.subplots(figsize=(9.6, 4))
-        lines = ("-", "--", ":", "-.")
-        for k, (name, values) in enumerate(ladders.items()):
-            heights = [max(value, LAST_BIT) for value in values.values()]
-            axes.plot(heights, lines[k % 4], marker="os^vDx"[k % 6], markersize=3.5, linewidth=1.4, label=name)
-        names = list(next(iter(ladders.values())))
-        axes.axhline(tolerance, color=COLORS["black"], linewidth=1)
-        axes.text(len(names) - 0.5, tolerance * 1.3, "tolerance", ha="right", fontsize=9)
-        axes.set(yscale="log", ylim=(LAST_BIT / 2, 10), ylabel="difference / scale", title=title)
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        if len(ladders) > 1:
-            axes.legend(fontsize=8, ncols=2)
-    return figure
-
-
-def stacked_figure(values: Mapping[str, Mapping[str, float]], unit: str, title: str = "") -> Figure:
-    """Draw a horizontal bar for every name, cut into its named pieces."""
-    kinds = list(dict.fromkeys(kind for pieces in values.values() for kind in pieces))
-    hatches = ("", "//", "..", "xx", "\\\\", "--", "oo")
-    with figure_style():
-        figure, axes = plt.subplots(figsize=(9, 1.1 + 0.34 * len(values)))
-        start = dict.fromkeys(values, 0.0)
-        for k, kind in enumerate(kinds):
-            widths = [pieces.get(kind, 0) for pieces in values.values()]
-            color = list(COLORS.values())[k % 7]
-            look: dict[str, Any] = {"color": color, "hatch": hatches[k % 7], "edgecolor": "white", "label": kind}
-            axes.barh(list(values), widths, left=list(start.values()), **look)
-            for name, width in zip(values, widths, strict=True):
-                start[name] += width
-        axes.invert_yaxis()
-        axes.set(xlabel=unit, title=title)
-        axes.grid(axis="y", visible=False)
-        axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+def gpu_step(config: UNetConfig) -> str:
+    """Measure a guided bfloat16 step of the U-Net on 64 x 64 latents on a CUDA GPU, and say where and when."""
+    with torch.device("meta"):
+        unet = UNet(config)
+    borrow(unet)
+    unet = unet.to("cuda", torch.bfloat16)  # every weight gets numbers of its own there
+    shapes = (2, config.in_channels, 64, 64), (2, 77, config.context_dim or 0)
+    latents, context = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes)
+    seconds = []
+    for _ in range(4):  # the first calls warm up
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        unet(latents, torch.full((2,), 400.0, device="cuda"), context)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    where = f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d')}"
+    return f"{where}: a guided step in {1000 * min(seconds):.0f} ms, bfloat16"
