@@ -81,7 +81,7 @@ def _pieces(place: Place, flat: Tensor) -> Iterator[Tensor]:
                 while left:
                     count = min(left, PIECE // place.dtype.itemsize)
                     piece = flat[start : start + count] if direct else torch.empty(count, dtype=place.dtype)
-                    _fill_buffer(file, memoryview(piece.view(torch.uint8).numpy()))
+                    _fill_buffer(file, piece.view(torch.uint8).numpy().data)
                     yield piece
                     start, left = start + count, left - count
     except OSError as error:
