@@ -95,7 +95,7 @@ CELLS = {
     "guidance": "guidance_grid(grid_pictures(), CAPTIONS[:2], SEEDS, SCALES, 'a grid', start=(0, 1, 2))",
     "attention": "attention_explorer(pipe, SENTENCE, 1, scene=SCENE, num_steps=3)",
     "studio": "scene_studio(pipe, 'a red cat', seed=7)",
-    "edit_studio": "edit_studio(pipe, 'a red cat at night', 'a red dog at night', seed=7)",
+    "edit_studio": "edit_studio(pipe, 'a red cat', 'a large blue boat on the beach and a tree', seed=7)",
     "budget": "budget_explorer(1e12, 'a budget')",
 }
 ASLEEP = {"live": "import numpy as np\nfrom ldm_tutor.widgets.live import live\n"
