@@ -76,6 +76,16 @@ def test_the_shipped_runs_show_what_the_lesson_says(pictures):
 # --- making it again
 
 
+@pytest.fixture
+def one_thread():
+    """As the runs were made; beside other work two threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_run_writes_what_ship_needs_and_a_finished_one_is_not_trained_again(tmp_path, monkeypatch):
     two = {name: kit.RUNS[name] for name in ("l2", "adversary")}
     for name, value in {"RUNS": two, "LOG_EVERY": 2, "LOOK_AT": (2, 4), "NUM_HELD_OUT": 8}.items():
