@@ -158,8 +158,13 @@ def swap_mapper(old_counts: Sequence[int], new_counts: Sequence[int], m: int) ->
     return mapper
 
 
-_SWAPS = (((1, 1, 1), (1, 1, 1), 8), ((1, 1, 1), (1, 3, 1), 9), ((1, 3, 1), (1, 1, 1), 9), ((2, 2), (2, 2), 7))
-_SWAPS += (((1, 2, 1, 1), (1, 3, 1, 1), 12),)
+_SWAPS: tuple[tuple[tuple[int, ...], tuple[int, ...], int], ...] = (
+    ((1, 1, 1), (1, 1, 1), 8),
+    ((1, 1, 1), (1, 3, 1), 9),
+    ((1, 3, 1), (1, 1, 1), 9),
+    ((2, 2), (2, 2), 7),
+    ((1, 2, 1, 1), (1, 3, 1, 1), 12),
+)
 
 
 def judge_mapper(my_mapper: Any) -> Verdict:

@@ -13,7 +13,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,9 @@ def costs(folder: Path, autoencoders: Path, repeats: int = 5) -> Report:
     data = StudyData(scenes.pictures, tokenizer(scenes.captions)[:, None], tokenizer.empty(1), clip.text)
     context, empty = clip.text(tokenizer(scenes.captions[:8])).detach(), clip.text(tokenizer.empty(1)).detach()
     report: Report = {}
-    steps, drawings, decodings = {}, {}, {}
+    steps: dict[str, Callable[[], object]] = {}
+    drawings: dict[str, Callable[[], object]] = {}
+    decodings: dict[str, Callable[[], object]] = {}
     for name in RUNS:
         space = space_of(name, scenes.pictures, autoencoders)
         stage = build_stage(space, data, batch_size=BATCH)

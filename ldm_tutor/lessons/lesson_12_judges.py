@@ -140,7 +140,8 @@ def judge_their_name(my_name: Any) -> Verdict:
     """Judge a function our name -> diffusers' name, on every parameter of the SD v1 U-Net."""
     if not callable(my_name):
         return look_again("the answer is a function: my_name(name)")
-    wrong, seen = [], {}
+    wrong: list[tuple[str, str]] = []
+    seen: dict[str, str] = {}
     for name in _names():
         result = my_name(name)
         if is_missing(result):

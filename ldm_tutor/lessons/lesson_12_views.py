@@ -130,8 +130,8 @@ def coco_figure() -> Figure:
         figure, axes = plt.subplots(figsize=(6, 3.2))
         for name, (billions, fid) in COCO.items():
             latent = name.startswith("LDM")
-            look = {"color": COLORS["vermilion" if latent else "blue"], "marker": "D" if latent else "o"}
-            axes.scatter(billions, fid, s=45, **look)
+            color, marker = (COLORS["vermilion"], "D") if latent else (COLORS["blue"], "o")
+            axes.scatter(billions, fid, s=45, color=color, marker=marker)
             low = name == "Make-A-Scene"
             place: dict[str, Any] = {"va": "top", "ha": "right"} if low else {"va": "bottom", "ha": "left"}
             axes.annotate(f" {name} ", (billions, fid), fontsize=9, **place)

@@ -77,7 +77,9 @@ NOTATION = {
     "p_mapper": Symbol("P", "mapper", "which token of the source each token of the target takes from, $m \\times m$"),
     "alpha_take": Symbol(r"\alpha", "table[step]", "per token: 1 takes the source's map, 0 keeps the own"),
     "mean_a": Symbol(r"\mu_a, \mu_b", "a.mean(dim=0), b.mean(dim=0)", "the mean feature vector of each set"),
-    "cov_a": Symbol("C_a, C_b", "torch.cov(a.T), torch.cov(b.T)", "the covariance of each set's features, $d \\times d$"),
+    "cov_a": Symbol(
+        "C_a, C_b", "torch.cov(a.T), torch.cov(b.T)", "the covariance of each set's features, $d \\times d$"
+    ),
     "p_yx": Symbol(r"p(y \mid x)", "p", "a classifier's probabilities for one picture"),
     "p_y": Symbol("p(y)", "p.mean(dim=0)", "the same, averaged over all pictures"),
 }
@@ -154,7 +156,6 @@ GLOSSARY = (
     Term("Bijection", "a map in which each has one partner and none is left over", "full_size_model"),
     Term("Parity", "two programs give the same for the same weights and inputs, up to rounding", "full_size_model"),
     Term("Convention", "what a model was trained with and its file does not say", "full_size_model"),
-    Term("Multiply-add", "one multiplication and one addition, the unit of work", "full_size_model"),
     Term("Working memory", "what a call has made and still needs, beside the weights", "full_size_model"),
     Term("bfloat16", "a number of 2 bytes with the range of float32 and 8 significant bits", "full_size_model"),
     Term("Dry run", "everything runs, with numbers that mean nothing", "full_size_model"),

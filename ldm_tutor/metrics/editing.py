@@ -112,7 +112,8 @@ def _refinements(seed: int, injection: Injection | None) -> Iterator[Case]:
         if group == "background":
             before = replace(request, background=None)
         else:
-            before = replace(request, objects=(replace(first, **{group: None}), *request.objects[1:]))
+            without: dict[str, Any] = {group: None}
+            before = replace(request, objects=(replace(first, **without), *request.objects[1:]))
         source, target = request_text(before), request_text(request)
         if parse(source) != before or parse(target) != request:
             continue

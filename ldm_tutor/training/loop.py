@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -89,7 +89,7 @@ def train(
     resume: bool = False,
     save_every: float = 120.0,
     notes: dict[str, Any] | None = None,
-) -> Iterator[StepRecord]:
+) -> Generator[StepRecord, None, None]:
     """Yield one record per step until the budget is used up; write a checkpoint every `save_every` seconds.
 
     The checkpoint is `folder/<stage>.checkpoint`; closing the generator writes one too. A step that breaks off half
@@ -228,7 +228,7 @@ def run_stage(
                 bar.set_postfix_str(f"{rate:.0f}/s " + " ".join(f"{k} {v:.3g}" for k, v in means.items()))
                 window.update(sums={}, count=0)
             if interrupted():
-                records.close()  # type: ignore[attr-defined]  # a generator; it writes the checkpoint
+                records.close()  # it writes the checkpoint
                 raise KeyboardInterrupt
     history: dict[str, Any] = {"seed": seed}
     if record is not None:

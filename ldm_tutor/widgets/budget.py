@@ -202,7 +202,7 @@ def budget_explorer(rate: float, alt: str, model: str = "SD v1", side: int = 512
     """Show the budget with a choice of model, numbers, picture size and batch; `rate`: see BudgetExplorer."""
     check_alt(alt)
     explorer = BudgetExplorer(rate)
-    controls = {"model": list(MODELS), "numbers": list(NUMBERS), "side": list(SIDES)}
+    controls: dict[str, list[Any]] = {"model": list(MODELS), "numbers": list(NUMBERS), "side": list(SIDES)}
     widgets = {name: make_control(name, control) for name, control in controls.items()}
     for name, value in (("model", model), ("side", side)):
         if value not in controls[name]:
