@@ -669,8 +669,8 @@ print("t = 300, more than half of the kinds right:", seen[2][0] > 0.5, "| too sm
 # ## At full size
 #
 # > **At full size.** Stable Diffusion uses the very same schedule on {{full latents}} latents, our model on
-# > 16 x 16 x 4. Is that the same destruction? No. A larger grid shows the same thing with more numbers, and means over neighbours
-# > cancel the noise: over 4 x 4 cells, the SNR of whatever is constant there grows by 16.
+# > 16 x 16 x 4. Is that the same destruction? No. A larger grid shows the same thing with more numbers,
+# > and means over neighbours cancel the noise: over 4 x 4 cells, the SNR of whatever is constant there grows by 16.
 #
 # Our scenes can be drawn at any size, so measure it. Same scenes, same schedule, same $t$; noise at 64, 128 and 256
 # pixels, then take means down to 64 and show the judge.

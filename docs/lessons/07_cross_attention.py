@@ -635,7 +635,8 @@ print("without the root, the largest weight grows:", facts["no root of d"][1] > 
 # ## At full size
 #
 # > **At full size.** Stable Diffusion has the same block, only more of it: a context of {{full tokens}} tokens
-# > with {{full width}} numbers each, {{full heads}} heads everywhere. Its sites and the size of its maps, without downloading anything:
+# > with {{full width}} numbers each, {{full heads}} heads everywhere. Its sites and the size of its maps, without
+# > downloading anything:
 
 # %%
 with torch.device("meta"):

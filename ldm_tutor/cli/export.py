@@ -77,7 +77,8 @@ def export(
     if form == "compvis":
         from ldm_tutor.weights.compvis import save_compvis
 
-        networks: dict[str, Any] = {"unet": parts.unet, "autoencoder": parts.autoencoder, "condition": parts.text_encoder}
+        networks: dict[str, Any] = {"unet": parts.unet, "autoencoder": parts.autoencoder}
+        networks["condition"] = parts.text_encoder
         place = save_compvis(out.expanduser(), **networks, schedule=parts.schedule, dtype=type_on_disk, wrap=_bar)
         print(f"{place}: {source} as one file, {dtype}, {place.stat().st_size / 1e6:,.1f} MB")
         return

@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,11 +193,10 @@ def costs(folder: Path, autoencoders: Path, repeats: int = 5) -> Report:
         }
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(8, *space.shape, generator=generator)
-        steps[name] = lambda stage=stage, generator=generator: stage.train_step(generator, 0.0)
-        drawings[name] = lambda space=space, unet=stage.learner.ema: draw(
-            unet, space, context, empty, list(range(8)), num_steps=NUM_STEPS, guidance=GUIDANCE
-        )
-        decodings[name] = lambda space=space, noise=noise: space.to_pictures(noise)
+        steps[name] = partial(stage.train_step, generator, 0.0)
+        given = stage.learner.ema, space, context, empty, list(range(8))
+        drawings[name] = partial(draw, *given, num_steps=NUM_STEPS, guidance=GUIDANCE)
+        decodings[name] = partial(space.to_pictures, noise)
     for what, jobs, per in (("step", steps, 1), ("picture", drawings, 8), ("decoding", decodings, 8)):
         for name, seconds in seconds_side_by_side(jobs, repeats).items():
             report[name][f"seconds_per_{what}"] = float(f"{seconds / per:.3g}")
