@@ -733,8 +733,9 @@ look([scenes[:1], *redrawn], titles, 7, "A scene redrawn as 'a red house at nigh
 # > **At full size.** The formulas do not know how large the latents are: the same three functions draw Stable
 # > Diffusion's pictures, from {{full latents}} latents with a U-Net of {{full unet}} parameters. Its script takes
 # > 50 steps with a method that remembers three answers (PLMS), later programs often take 2M and fewer steps.
-# > Every step asks that U-Net twice for guidance, so the number of steps *is* the bill. And other programs draw other pictures from
-# > the same weights and seed: one more step, another first time, another last $\bar\alpha$ are enough.
+# > Every step asks that U-Net twice for guidance, so the number of steps *is* the bill. And other programs
+# > draw other pictures from the same weights and seed: one more step, another first time, another last $\bar\alpha$
+# > are enough.
 #
 # ## Play it
 #
