@@ -156,7 +156,8 @@ def test_the_order_test_catches_mutants():
 @pytest.mark.parametrize(("sampler", "num_steps", "bound"), [("ddim", 1000, 0.01), ("dpm++", 1000, 0.01)])
 def test_fine_runs_reach_the_exact_flow(sampler, num_steps, bound):
     x = noisy()
-    final = last(sample(gaussian_eps, x, SCHEDULE, sampler=sampler, num_steps=num_steps, final_alpha_one=True)).latents
+    clean_end = {"final_alpha_one": True} if sampler == "ddim" else {}  # dpm++ always ends there
+    final = last(sample(gaussian_eps, x, SCHEDULE, sampler=sampler, num_steps=num_steps, **clean_end)).latents
     assert worst(final, gaussian_flow(x, 999, None)) < bound
 
 

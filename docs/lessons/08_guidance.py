@@ -702,19 +702,16 @@ print({name: round(value, 2) for name, value in found.items()})
 # %%
 told, few_seeds = [test.captions[k] for k in (0, 10)], (0, 1, 2, 3)
 words = pipeline.embed([sentence for sentence in told for _ in few_seeds])
-made_grid = [pipeline.decode(draw(Guided(unet, words, empty, s), 2 * list(few_seeds))) for s in SCALES]
-made_grid = torch.stack(made_grid, dim=1)  # a row for each sentence and seed, then the scales
+columns = [pipeline.decode(draw(Guided(unet, words, empty, s), 2 * list(few_seeds))) for s in SCALES]
+made_grid = torch.stack(columns, dim=1).unflatten(0, (len(told), len(few_seeds)))  # sentences, seeds, scales
 
 
 def missed(sentence, picture):
-    """What the judge does not find of what a sentence asks for."""
     (reading,) = read_pictures(judge, picture[None])
-    missing = parse(sentence).missing(reading.objects, reading.background)
-    names = [name for name, each in missing.items() if each]
+    names = [name for name, each in parse(sentence).missing(reading.objects, reading.background).items() if each]
     return f"the judge misses: {', '.join(names)}" if names else "all there"
 
 
-made_grid = made_grid.unflatten(0, (len(told), len(few_seeds)))
 notes = [[[missed(name, each) for each in row] for row in rows] for name, rows in zip(told, made_grid, strict=True)]
 ALT = "Two sentences from four seeds at five guidance scales; one picture is framed and stands large beside the grid."
 guidance_grid(made_grid, told, few_seeds, SCALES, ALT, notes, start=(0, 0, 3))
