@@ -42,7 +42,7 @@ lab: $(LAB_READY) ## open the course in JupyterLab
 test: lint types unit notebooks ## run everything that must pass
 
 test-fast: lint types ## what a small change needs, in under three minutes
-	$(BIN)/python -m pytest tests -m "not slow" -x
+	$(BIN)/python -m pytest tests -m "not slow and not browser" -x
 
 test-full: $(TEST_READY) ## the models at full size against diffusers and transformers: some 20 minutes, 14 GB of memory
 	LDM_TUTOR_FULL_LOG=docs/parity_full_size.txt $(BIN)/python -m pytest tests -m full
