@@ -43,8 +43,9 @@ def judge(address, answer, pipe):
 # --- every exercise
 
 
-def test_there_are_four_to_six_exercises_of_every_kind():
-    mine = [each for each in EXERCISES.values() if each.lesson == "start_here"]
+@pytest.mark.parametrize("lesson", sorted({each.lesson for each in EXERCISES.values()}))
+def test_there_are_four_to_six_exercises_of_every_kind(lesson):
+    mine = [each for each in EXERCISES.values() if each.lesson == lesson]
     assert 4 <= len(mine) <= 6
     assert {each.kind for each in mine} == set(KINDS)
     assert all(1 <= each.difficulty <= 5 and each.minutes > 0 and len(each.hints) == 3 for each in mine)
@@ -66,13 +67,22 @@ def test_a_stub_is_not_done_yet(address, stub, pipe):
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize(
     "answer",
-    ["", "twelve", object(), float("nan"), -1, {}, np.zeros(3), torch.zeros(2, 2), b"x", ("U-Net",), int, lambda: 1],
+    [
+        "", "twelve", object(), math.nan, math.inf, -1, {}, np.zeros(3), torch.zeros(2, 2), b"x", ("U-Net",), int,
+        lambda: 1,
+    ],
     ids=lambda answer: type(answer).__name__,
-)
+)  # fmt: skip
 def test_no_answer_raises(address, answer, pipe):
     verdict = judge(address, answer, pipe)
     assert verdict.state == LOOK_AGAIN
     assert verdict.message and "0x7" not in repr(verdict)
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_hints_go_from_a_question_to_a_skeleton(address):
+    question, idea, skeleton = hint(address).steps
+    assert question.endswith("?") and idea.endswith(".") and skeleton
 
 
 @pytest.mark.parametrize("address", ["start_here.draw_loop", "start_here.fix_the_fault"])
