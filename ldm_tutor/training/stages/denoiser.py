@@ -14,7 +14,7 @@ from ldm_tutor.models.autoencoder import Autoencoder, DiagonalGaussian
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.schedule import NoiseSchedule
-from ldm_tutor.shapes import Float, Tensor, Tokens
+from ldm_tutor.shapes import Context, Float, Tensor, Tokens
 from ldm_tutor.training.learner import Learner
 from ldm_tutor.weights.files import save_model
 
@@ -85,6 +85,11 @@ class DenoiserStage:
         self.learner = Learner(UNet(config), peak_lr=peak_lr, device=device, dtype=dtype, warmup=500)
         self.learners: dict[str, Learner[Any]] = {"unet": self.learner}
 
+    @torch.no_grad()
+    def context_of(self, tokens: Tokens) -> Context:
+        """Return the sentences' vectors, from the text encoder as it is."""
+        return self.text_encoder(tokens)
+
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
         b = self.batch_size
         chosen = torch.multinomial(self.picture_weights, b, replacement=True, generator=generator)
@@ -96,8 +101,7 @@ class DenoiserStage:
         variant = torch.randint(self.tokens.shape[1], (b,), generator=generator)
         dropped = torch.rand(b, generator=generator) < self.drop_share
         tokens = torch.where(dropped[:, None], self.empty, self.tokens[chosen, variant])
-        with torch.no_grad():
-            context = self.text_encoder(tokens.to(self.device))
+        context = self.context_of(tokens.to(self.device))
         eps_hat = self.learner.net(x_t.to(self.device, self.dtype), t.to(self.device).float(), context)
         losses = noise_loss(eps_hat, noise.to(self.device))
         (self.weights[t].to(self.device) * losses).mean().backward()
