@@ -61,6 +61,13 @@ def train(
     num_scenes: Annotated[int, whole("--num-scenes", 64, 2_000_000, "How many scenes to learn from.")] = 100_000,
     workers: Annotated[int, whole("--workers", 0, 256, "Processes that draw the scenes; 0: this one.")] = 0,
     threads: Annotated[int | None, whole("--threads", 1, 1024, "CPU threads; without it, PyTorch chooses.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Learn from the pictures and captions in this folder instead of scenes; see ldm-tutor data check.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no news.")] = False,
 ) -> None:
     """Train one stage of the model, or all of them.
@@ -97,6 +104,7 @@ def train(
         show_progress=not quiet,
         start_from=start_from,
         decoder_only=decoder_only,
+        data=None if data is None else data.expanduser(),
     )
     written: list[Path] = []
     try:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ldm_tutor.config import JudgeConfig, ModelConfig, scenes
+from ldm_tutor.data.folders import CaptionedPictures
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes
 from ldm_tutor.data.scenes.draw import draw
 from ldm_tutor.data.scenes.sampling import caption_for, near_twin, sample_scene
@@ -28,11 +29,13 @@ from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.training.learner import pick_device, pick_dtype
 from ldm_tutor.training.loop import Budget, Stage, run_stage
+from ldm_tutor.training.own_pictures import fingerprint, own_config, own_pictures, own_tokens
 from ldm_tutor.training.stages.autoencoder import AutoencoderRecipe, AutoencoderStage
 from ldm_tutor.training.stages.clip import ClipStage
 from ldm_tutor.training.stages.denoiser import DenoiserStage, cache_moments
 from ldm_tutor.training.stages.judge import JudgeStage
 from ldm_tutor.weights.files import atomic_file, load_model
+from ldm_tutor.weights.shipped import resolve
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,8 @@ class TrainingOptions:
     """What all stages share. `num_scenes` scales the data: the denoiser sees this many pictures, the others less.
 
     `start_from`: a folder of weights to train further, instead of random first weights. `decoder_only`: the
-    autoencoder's encoder stays as it is, and with it the latents that a U-Net knows.
+    autoencoder's encoder stays as it is, and with it the latents that a U-Net knows. `data`: a folder of pictures and
+    captions to learn from instead of scenes.
     """
 
     folder: Path
@@ -66,6 +70,7 @@ class TrainingOptions:
     start_from: Path | None = None
     decoder_only: bool = False
     config: ModelConfig | None = None
+    data: Path | None = None
 
     def __post_init__(self) -> None:
         if self.num_scenes < 64:
@@ -75,8 +80,8 @@ class TrainingOptions:
 
     @property
     def model(self) -> ModelConfig:
-        """The model to train; the course's scenes model unless another is given."""
-        return self.config or scenes()
+        """The model to train; unless another is given the course's own, with room for more words for own pictures."""
+        return self.config or (scenes() if self.data is None else own_config())
 
 
 def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: bool = False) -> list[Path]:
@@ -85,6 +90,8 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
         raise ConfigError("stage", given=name, expected=f"one of {STAGES} or all")
     torch.manual_seed(options.seed)  # first weights
     stage = _build(name, options)
+    if options.data is not None:
+        stage.settings["data"] = fingerprint(_train_pictures(options))
     if options.start_from is not None and not resume:
         kind = "judge" if name == "perceptual" else OUTPUTS[name].removesuffix(".safetensors")
         learner = next(iter(stage.learners.values()))
@@ -111,6 +118,11 @@ def train_all(minutes: float, options: TrainingOptions, *, resume: bool = False)
 
 
 def _build(name: str, options: TrainingOptions) -> Stage:
+    if options.data is not None and name in ("perceptual", "judge"):
+        raise ConfigError(
+            f"the stage {name!r} learns from scenes, whose contents are known to the last pixel",
+            fix="with pictures of your own train autoencoder, clip and denoiser; the course's perceptual network helps",
+        )
     device = pick_device(options.device)
     dtype = pick_dtype(options.precision, device)
     model, folder = options.model, options.folder
@@ -120,19 +132,21 @@ def _build(name: str, options: TrainingOptions) -> Stage:
         config = JudgeConfig(channels=16 if name == "perceptual" else 24)
         return JudgeStage(config, _judge_scenes(options), device=device, dtype=dtype, name=name)
     if name == "autoencoder":
-        perceptual = PerceptualDistance(load_model(_needed(folder, "perceptual"), "judge"))
-        pictures = _train_scenes(options).pictures
+        eye = folder if options.data is None or (folder / OUTPUTS["perceptual"]).is_file() else resolve()
+        perceptual = PerceptualDistance(load_model(_needed(eye, "perceptual"), "judge"))
+        pictures = _train_pictures(options).pictures
         recipe = AutoencoderRecipe(decoder_only=options.decoder_only)
         return AutoencoderStage(model.autoencoder, pictures, perceptual, device=device, dtype=dtype, recipe=recipe)
     if name == "clip":
-        data = _train_scenes(options)
+        data = _train_pictures(options)
         if options.start_from is not None:
             tokenizer = Tokenizer.load(options.start_from / "tokenizer")
         else:
             tokenizer = Tokenizer.train(
                 data.captions, vocab_size=model.clip.text.vocab_size, context_length=model.clip.text.context_length
             )
-        return ClipStage(model.clip, data, _twins(options), tokenizer, device=device, dtype=dtype)
+        twins = _twins(options) if options.data is None else None
+        return ClipStage(model.clip, data, twins, tokenizer, device=device, dtype=dtype)
     return _build_denoiser(options, device, dtype)
 
 
@@ -140,17 +154,21 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
     autoencoder = load_model(_needed(options.folder, "autoencoder"), "autoencoder").to(device, dtype)
     clip = load_model(_needed(options.folder, "clip"), "clip")
     tokenizer = Tokenizer.load(options.folder / "tokenizer")
+    if options.data is None:
+        tokens, often = caption_tokens(options.num_scenes, options.seed, tokenizer), _picture_weights(options)
+    else:
+        tokens, often = own_tokens(_train_pictures(options).captions, tokenizer), None
     return DenoiserStage(
         options.model.unet,
         _moments(options, autoencoder, device, dtype),
         autoencoder.config.scale_factor,
         clip.text,
-        caption_tokens(options.num_scenes, options.seed, tokenizer),
+        tokens,
         tokenizer.empty(1),
         device=device,
         dtype=dtype,
         schedule=options.model.schedule,
-        picture_weights=_picture_weights(options),
+        picture_weights=often,
     )
 
 
@@ -163,6 +181,8 @@ def _moments(
     options: TrainingOptions, autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return the latents' moments of all training pictures; kept in a file, so that a resumed run starts at once."""
+    if options.data is not None:
+        return cache_moments(autoencoder, _train_pictures(options).pictures, device=device, dtype=dtype)
     path = options.folder / "latents.safetensors"
     made_of = {
         "autoencoder": hashlib.sha256(_needed(options.folder, "autoencoder").read_bytes()).hexdigest(),
@@ -205,7 +225,9 @@ def _needed(folder: Path, stage: str) -> Path:
     return path
 
 
-def _train_scenes(options: TrainingOptions) -> ScenePictures:
+def _train_pictures(options: TrainingOptions) -> ScenePictures | CaptionedPictures:
+    if options.data is not None:
+        return own_pictures(options.data, options.model.picture_size)
     return _render(min(options.num_scenes, 40_000), "train", options)
 
 

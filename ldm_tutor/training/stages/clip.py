@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from ldm_tutor.config import ClipConfig
+from ldm_tutor.data.folders import CaptionedPictures
 from ldm_tutor.data.scenes.datasets import ScenePictures, to_float
 from ldm_tutor.losses.contrastive import contrastive_loss
 from ldm_tutor.models.clip import Clip
-from ldm_tutor.models.tokenizer import Tokenizer
+from ldm_tutor.models.tokenizer import Tokenizer, clean
+from ldm_tutor.shapes import Tensor
 from ldm_tutor.training.learner import Learner
 from ldm_tutor.weights.files import save_model
 
@@ -21,6 +23,8 @@ class ClipStage:
 
     Half of each batch are random `scenes`, the other half their `twins` (see `near_twin`), which look alike and are
     told apart by a word or two: what only random batches are asked for, kinds and colours, is too little for a U-Net.
+    Without twins, as with pictures of one's own, a batch has each caption once: two pictures of one caption are no
+    right and wrong answer.
     """
 
     name = "clip"
@@ -28,8 +32,8 @@ class ClipStage:
     def __init__(
         self,
         config: ClipConfig,
-        scenes: ScenePictures,
-        twins: ScenePictures,
+        scenes: ScenePictures | CaptionedPictures,
+        twins: ScenePictures | None,
         tokenizer: Tokenizer,
         *,
         device: torch.device,
@@ -38,12 +42,15 @@ class ClipStage:
         peak_lr: float = 1e-3,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
-        self.batch_size, self.device, self.dtype = batch_size, device, dtype
-        self.halves = [(data.pictures, tokenizer(data.captions)) for data in (scenes, twins)]
-        self.num_pairs = min(len(scenes), len(twins))
+        self.device, self.dtype = device, dtype
+        self.halves = [(data.pictures, tokenizer(data.captions)) for data in (scenes, twins) if data is not None]
+        self.num_pairs = len(scenes) if twins is None else min(len(scenes), len(twins))
+        self.kind_of = torch.tensor([0] if twins else _numbered(scenes.captions))
+        self.num_kinds = int(self.kind_of.max()) + 1
+        self.batch_size = batch_size if twins else min(batch_size, self.num_kinds)
         self.settings: dict[str, Any] = {
             "config": config.to_dict(),
-            "batch_size": batch_size,
+            "batch_size": self.batch_size,
             "peak_lr": peak_lr,
             "num_pictures": self.num_pairs,
             "precision": str(dtype),
@@ -53,7 +60,10 @@ class ClipStage:
         self.learners: dict[str, Learner[Any]] = {"clip": self.learner}
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
-        chosen = torch.randint(self.num_pairs, (self.batch_size // 2,), generator=generator)
+        if len(self.halves) == 2:
+            chosen = torch.randint(self.num_pairs, (self.batch_size // 2,), generator=generator)
+        else:
+            chosen = self._one_per_caption(generator)
         pictures = to_float(torch.cat([pictures[chosen] for pictures, _ in self.halves]))
         tokens = torch.cat([tokens[chosen] for _, tokens in self.halves])
         logits = self.learner.net(pictures.to(self.device, self.dtype), tokens.to(self.device)).float()
@@ -63,9 +73,22 @@ class ClipStage:
         right = logits.argmax(dim=1).cpu() == torch.arange(len(tokens))
         return {"loss": loss.item(), "top1": right.float().mean().item()}
 
+    def _one_per_caption(self, generator: torch.Generator) -> Tensor:
+        """Return the numbers of batch_size pictures with different captions, by chance."""
+        shuffled = torch.randperm(self.num_pairs, generator=generator)
+        by_kind = shuffled[self.kind_of[shuffled].argsort(stable=True)]
+        ends = torch.bincount(self.kind_of, minlength=self.num_kinds).cumsum(0) - 1
+        return by_kind[ends][torch.randperm(self.num_kinds, generator=generator)[: self.batch_size]]
+
     def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
         self.tokenizer.save(folder / "tokenizer")  # first: with the weights there, the stage counts as finished
         path = folder / "clip.safetensors"
         metadata = {**history, "end_id": self.tokenizer.end_id}
         save_model(path, self.learner.ema, kind="clip", config=self.config, metadata=metadata)
         return [path, folder / "tokenizer"]
+
+
+def _numbered(captions: list[str]) -> list[int]:
+    """Return the number of each caption, the same for the same words."""
+    number_of: dict[str, int] = {}
+    return [number_of.setdefault(clean(caption), len(number_of)) for caption in captions]
