@@ -17,6 +17,7 @@ from ldm_tutor.lessons.lesson_06 import EXERCISES as LESSON_06
 from ldm_tutor.lessons.lesson_07 import EXERCISES as LESSON_07
 from ldm_tutor.lessons.lesson_08 import EXERCISES as LESSON_08
 from ldm_tutor.lessons.lesson_09 import EXERCISES as LESSON_09
+from ldm_tutor.lessons.lesson_10 import EXERCISES as LESSON_10
 from ldm_tutor.lessons.lesson_11 import EXERCISES as LESSON_11
 from ldm_tutor.lessons.lesson_12 import EXERCISES as LESSON_12
 from ldm_tutor.lessons.progress import record_pass
@@ -34,6 +35,7 @@ EXERCISES: dict[str, Exercise] = {
         LESSON_07,
         LESSON_08,
         LESSON_09,
+        LESSON_10,
         LESSON_11,
         LESSON_12,
     )
