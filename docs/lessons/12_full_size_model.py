@@ -53,6 +53,7 @@ from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.nn.blocks import ResBlock
 from ldm_tutor.nn.transformer import causal_mask
+from ldm_tutor.open_model import open_pipeline
 from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.plots.figures import STYLE, flow_diagram, picture_grid, show, signed_map
 from ldm_tutor.presets import sd_v1_inpainting, text2img_1p4b
@@ -60,7 +61,6 @@ from ldm_tutor.weights import foreign
 from ldm_tutor.weights.compvis_names import layout_of
 from ldm_tutor.weights.diffusers_folder import export_diffusers
 from ldm_tutor.weights.names import rename, rules_for
-from ldm_tutor.weights.sources import open_model
 from ldm_tutor.widgets.budget import BudgetExplorer, budget, budget_explorer, duration, gigabytes, work_of_part
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -635,7 +635,7 @@ TOKENIZER = os.environ.get("LDM_TUTOR_TOKENIZER")  # for a single file: a folder
 
 def open_checkpoint(place):
     """Whatever another program wrote, as the pipeline of lesson 00."""
-    return kit.pipeline_of(open_model(place, model=FULL, tokenizer=TOKENIZER))
+    return open_pipeline(place, tokenizer=TOKENIZER)
 
 
 cost_card("the dry run", seconds=4)
@@ -652,6 +652,7 @@ show(picture_grid(F.avg_pool2d(mush, 4), [title], scale=2), alt=ALT)
 
 # %% [markdown]
 # `big.draw` is the method that drew your first picture in lesson 00. Not one line of it knows how large the model is.
+# Without a notebook, `ldm-tutor draw "a red cat" --num 1 --weights PLACE` does the same with your checkpoint.
 #
 # Now the other way: *your* model for everybody else. `export_diffusers` writes such a folder, with their names. Then
 # `StableDiffusionPipeline`, code in which nobody has heard of this course, opens it and draws from the same noise. Do

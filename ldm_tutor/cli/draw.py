@@ -13,13 +13,15 @@ from ldm_tutor.cli.files import check_out, sheet, write_png
 from ldm_tutor.cli.options import (
     MAX_SEED,
     PROGRAM,
+    AnyWeights,
     Device,
+    Ema,
     Guidance,
+    Preset,
     Sampler,
-    Scale,
     Seed,
     Steps,
-    Weights,
+    TokenizerPlace,
     usable_device,
     version,
     weights_folder,
@@ -29,6 +31,7 @@ from ldm_tutor.errors import PromptError
 
 EXAMPLE = 'Example: ldm-tutor draw "two small yellow cats in the snow" --seed 7 --num 8 --out cats.png'
 COLUMNS = 8  # pictures in one row
+LARGE = 128  # pixels: pictures above are not enlarged unasked
 
 
 def draw(
@@ -41,8 +44,14 @@ def draw(
     negative: Annotated[
         str, typer.Option(metavar="TEXT", help="What to move away from, in quotes.", show_default=False)
     ] = "",
-    scale: Scale = 4,
-    weights: Weights = None,
+    scale: Annotated[
+        int | None,
+        whole("--scale", 1, 16, f"Enlarge each pixel to a square with this side; 4, or 1 above {LARGE} pixels."),
+    ] = None,
+    weights: AnyWeights = None,
+    preset: Preset = "sd_v1",
+    tokenizer: TokenizerPlace = None,
+    ema: Ema = None,
     device: Device = "auto",
     out: Annotated[Path, typer.Option(metavar="FILE.png", readable=False, help="Where the picture goes.")] = Path(
         "picture.png"
@@ -56,13 +65,18 @@ def draw(
     if seed + num - 1 > MAX_SEED:
         raise typer.BadParameter(f"{seed}: the last picture's seed would exceed {MAX_SEED}.", param_hint="'--seed'")
     out = check_out(out, ".png")
-    name_unknown_words(f"{sentence} {negative}")
-
     from tqdm import tqdm
 
-    from ldm_tutor.pipeline import load_pipeline
+    from ldm_tutor.open_model import open_pipeline
+    from ldm_tutor.weights.sources import is_foreign
 
-    pipeline = load_pipeline(weights_folder(weights), str(usable_device(device)))
+    foreign = weights is not None and is_foreign(weights)
+    if not foreign:
+        name_unknown_words(f"{sentence} {negative}")
+        weights = weights_folder(weights)
+    pipeline = open_pipeline(weights, preset=preset, tokenizer=tokenizer, ema=ema, device=str(usable_device(device)))
+    if scale is None:
+        scale = 1 if pipeline.config.picture_size > LARGE else 4
     seeds = [seed + i for i in range(num)]
     run = pipeline.steps(
         [sentence] * num,

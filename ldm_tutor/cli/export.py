@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ldm_tutor.cli.files import check_folder, check_out
-from ldm_tutor.cli.options import weights_folder
+from ldm_tutor.cli.options import AnyWeights, Ema, Preset, TokenizerPlace, weights_folder
 from ldm_tutor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,41 +33,14 @@ def export(
         ),
     ],
     form: Annotated[FormatName, typer.Option("--format", help="Whose layout of files to write.")] = "diffusers",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights",
-            metavar="PLACE",
-            help="The model: a folder of ours or of diffusers, one file with a whole model (.safetensors or .ckpt), "
-            "or a name on the Hugging Face hub (owner/name). [default: the model that comes with the course]",
-            show_default=False,
-        ),
-    ] = None,
+    weights: AnyWeights = None,
     dtype: Annotated[TypeName, typer.Option("--dtype", help="The type of the numbers on disk.")] = "float32",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that was exported to this place before.")
     ] = False,
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="Which model one file with a whole model holds.")
-    ] = "sd_v1",
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            "--tokenizer",
-            metavar="PLACE",
-            help="With one file: the folder of its tokenizer, or a name on the hub that has one.",
-            show_default=False,
-        ),
-    ] = None,
-    ema: Annotated[
-        bool | None,
-        typer.Option(
-            "--ema/--no-ema",
-            help="With one file: take the moving average, or the weights that were trained. "
-            "[default: the average where there is one]",
-            show_default=False,
-        ),
-    ] = None,
+    preset: Preset = "sd_v1",
+    tokenizer: TokenizerPlace = None,
+    ema: Ema = None,
 ) -> None:
     """Write a model for other programs: StableDiffusionPipeline.from_pretrained(FOLDER) opens it and draws the same."""
     import torch
@@ -113,12 +86,11 @@ def _open(
     ema: bool | None,
 ) -> tuple[str, DiffusersParts]:
     """Return the name and the parts of the model to export, after a look at the place where it goes."""
-    from ldm_tutor.config import PRESETS
+    from ldm_tutor.open_model import open_parts
     from ldm_tutor.pipeline import load_pipeline
-    from ldm_tutor.presets import sd_v1_inpainting
     from ldm_tutor.weights.diffusers_folder import DiffusersParts
     from ldm_tutor.weights.shipped import resolve
-    from ldm_tutor.weights.sources import is_foreign, open_model
+    from ldm_tutor.weights.sources import is_foreign
 
     foreign = weights is not None and is_foreign(weights)
     source = Path(weights).expanduser() if foreign and weights is not None else resolve(weights_folder(weights))
@@ -127,10 +99,7 @@ def _open(
     else:
         _check_free(out, source, overwrite)
     if foreign:
-        known = {**PRESETS, "sd_v1_inpainting": sd_v1_inpainting}
-        if preset not in known:
-            raise ConfigError("--preset: unknown model", given=preset, expected=f"one of {sorted(known)}")
-        return source.name, open_model(source, model=known[preset](), tokenizer=tokenizer, ema=ema)
+        return source.name, open_parts(source, preset=preset, tokenizer=tokenizer, ema=ema)
     pipeline = load_pipeline(source)
     return source.name, DiffusersParts(
         tokenizer=pipeline.tokenizer,

@@ -47,6 +47,37 @@ Weights = Annotated[
         show_default=False,
     ),
 ]
+AnyWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="PLACE",
+        help="The model: a folder of ours or of diffusers, one file with a whole model (.safetensors or .ckpt), "
+        "or a name on the Hugging Face hub (owner/name). [default: the model that comes with the course]",
+        show_default=False,
+    ),
+]
+Preset = Annotated[
+    str, typer.Option("--preset", metavar="NAME", help="Which model one file with a whole model holds.")
+]
+TokenizerPlace = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="PLACE",
+        help="With one file: the folder of its tokenizer, or a name on the hub that has one.",
+        show_default=False,
+    ),
+]
+Ema = Annotated[
+    bool | None,
+    typer.Option(
+        "--ema/--no-ema",
+        help="With one file: take the moving average, or the weights that were trained. "
+        "[default: the average where there is one]",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str,
     typer.Option("--device", metavar="NAME", help="auto (a GPU where there is one), cpu, cuda, cuda:1, ... or mps."),

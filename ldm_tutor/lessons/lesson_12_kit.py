@@ -34,7 +34,6 @@ from ldm_tutor.nn.embeddings import TimeMLP, timestep_embedding
 from ldm_tutor.pipeline import Pipeline
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Tensor
-from ldm_tutor.weights.diffusers_folder import DiffusersParts
 from ldm_tutor.weights.names import NameRules
 
 Modules = Sequence[tuple[str, nn.Module, nn.Module]]
@@ -102,25 +101,6 @@ def dry_run(model: ModelConfig, tokenizer: Tokenizer, unet: UNet, autoencoder: A
         clip = Clip(model.clip, end_id=tokenizer.end_id)
     fill(clip.text)
     return Pipeline(model, tokenizer, clip, unet, autoencoder, NoiseSchedule(model.schedule))
-
-
-def pipeline_of(parts: DiffusersParts) -> Pipeline:
-    """Return what a diffusers folder holds as the pipeline of lesson 00; CLIP's image tower stays without numbers."""
-    if parts.picture_size is None:
-        raise ConfigError("pipeline_of: the folder does not say the picture's size", given=None)
-    image = ImageEncoderConfig(picture_size=64, patch_size=32, width=16, num_layers=1, num_heads=2, mlp_width=16)
-    with torch.device("meta"):  # drawing needs the text tower only, and such a folder has no other
-        clip = Clip(ClipConfig(text=parts.text_encoder.config, image=image), end_id=parts.tokenizer.end_id)
-    clip.text = parts.text_encoder
-    config = ModelConfig(
-        name="from diffusers",
-        picture_size=parts.picture_size,
-        autoencoder=parts.autoencoder.config,
-        clip=clip.config,
-        unet=parts.unet.config,
-        schedule=parts.schedule,
-    )
-    return Pipeline(config, parts.tokenizer, clip, parts.unet, parts.autoencoder, NoiseSchedule(parts.schedule))
 
 
 # ---------------------------------------------------------------- parity
