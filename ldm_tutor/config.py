@@ -239,6 +239,35 @@ class UNetConfig(Config):
         return self.num_heads if self.head_channels is None else width // self.head_channels
 
 
+CONDITIONS = ("layout", "inpainting", "upscaling", "class", "semantic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticEncoderConfig(Config):
+    """A label map, halved `num_halvings` times, and a 1x1 convolution from one channel per label to `channels`."""
+
+    num_labels: int = 182
+    channels: int = 3
+    num_halvings: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionConfig(Config):
+    """What steers `unet`: `extra_channels`, an encoder (or none), and differences of `rank` (0: weights of its own)."""
+
+    kind: str
+    unet: UNetConfig
+    rank: int = 16
+    extra_channels: int = 0
+    boxes: BertEncoderConfig | None = None
+    classes: ClassEncoderConfig | None = None
+    labels: SemanticEncoderConfig | None = None
+
+    def __post_init__(self) -> None:
+        self._need(self.kind in CONDITIONS, "kind", f"one of {CONDITIONS}")
+        self._need(self.rank >= 0, "rank", "0 (all weights) or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig(Config):
     """PatchGAN: `num_layers` strided 4x4 convolutions before the one that gives a verdict per patch."""
@@ -312,6 +341,10 @@ class ModelConfig(Config):
 
 
 _PARTS: dict[tuple[str, str], type[Config]] = {
+    ("ConditionConfig", "unet"): UNetConfig,
+    ("ConditionConfig", "boxes"): BertEncoderConfig,
+    ("ConditionConfig", "classes"): ClassEncoderConfig,
+    ("ConditionConfig", "labels"): SemanticEncoderConfig,
     ("ClipConfig", "text"): TextEncoderConfig,
     ("ClipConfig", "image"): ImageEncoderConfig,
     ("ModelConfig", "autoencoder"): AutoencoderConfig,

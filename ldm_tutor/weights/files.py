@@ -27,6 +27,7 @@ from ldm_tutor.config import (
     BertEncoderConfig,
     ClassEncoderConfig,
     ClipConfig,
+    ConditionConfig,
     Config,
     JudgeConfig,
     UNetConfig,
@@ -37,6 +38,7 @@ from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.bert_encoder import BertEncoder
 from ldm_tutor.models.class_encoder import ClassEncoder
 from ldm_tutor.models.clip import Clip
+from ldm_tutor.models.condition import Condition
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.models.vector_quantizer import VQAutoencoder
@@ -64,6 +66,7 @@ KINDS = {
     "vq_autoencoder": _Kind(VQAutoencoder, VQAutoencoderConfig),
     "bert_encoder": _Kind(BertEncoder, BertEncoderConfig),
     "class_encoder": _Kind(ClassEncoder, ClassEncoderConfig),
+    "condition": _Kind(Condition, ConditionConfig),
 }
 
 
@@ -157,6 +160,10 @@ def load_model(
 def load_model(
     path: str | Path, kind: Literal["judge"], device: _Device = ..., dtype: torch.dtype | None = ...
 ) -> Judge: ...
+@overload
+def load_model(
+    path: str | Path, kind: Literal["condition"], device: _Device = ..., dtype: torch.dtype | None = ...
+) -> Condition: ...
 @overload
 def load_model(
     path: str | Path, kind: str | None = ..., device: _Device = ..., dtype: torch.dtype | None = ...

@@ -1,0 +1,1 @@
+"""What a U-Net is told beside the noisy latents: tokens, channels, and both left out."""
