@@ -19,6 +19,7 @@ from ldm_tutor.sampling.loop import sample
 from ldm_tutor.sampling.noise import PictureNoise
 
 ADDRESSES = list(EXERCISES)
+FUNCTIONS = [address for address, each in EXERCISES.items() if "def answer(" in each.solution]
 
 
 @pytest.fixture(autouse=True)
@@ -85,18 +86,32 @@ def test_hints_go_from_a_question_to_a_skeleton(address):
     assert question.endswith("?") and idea.endswith(".") and skeleton
 
 
-@pytest.mark.parametrize("address", ["start_here.draw_loop", "start_here.fix_the_fault"])
-def test_functions_that_are_not_written_or_stop(address, pipe):
+@pytest.mark.parametrize("address", FUNCTIONS)
+def test_a_function_that_is_not_written_returns_nothing_or_rubbish(address, pipe):
     def unwritten(*arguments):
         raise NotImplementedError
 
+    assert judge(address, unwritten, pipe).state == NOT_DONE
+    for nothing in (None, ...):
+        assert judge(address, lambda *arguments, nothing=nothing: nothing, pipe).state == NOT_DONE
+    for rubbish in ("text", object(), {}, [["a"]], torch.tensor(math.nan), torch.zeros(3), torch.zeros(3).long(), True):
+        verdict = judge(address, lambda *arguments, rubbish=rubbish: rubbish, pipe)
+        assert verdict.state == LOOK_AGAIN, (rubbish, verdict)
+
+
+@pytest.mark.parametrize("address", FUNCTIONS)
+def test_a_function_that_stops_is_told_why(address, pipe):
     def broken(*arguments):
         raise KeyError(object())
 
-    assert judge(address, unwritten, pipe).state == NOT_DONE
-    assert judge(address, lambda *arguments: None, pipe).state == NOT_DONE
-    assert judge(address, broken, pipe) == judge(address, broken, pipe)
-    assert "KeyError" in judge(address, broken, pipe).message
+    verdict = judge(address, broken, pipe)
+    assert verdict.state == LOOK_AGAIN and "KeyError" in verdict.message
+    assert verdict == judge(address, broken, pipe)
+    assert "TypeError" in judge(address, lambda: 1, pipe).message
+
+
+def test_lessons_ask_for_functions():
+    assert len(FUNCTIONS) >= 2 * len({each.lesson for each in EXERCISES.values()})
 
 
 @pytest.mark.parametrize("address", [each for each in ADDRESSES if needs_pipe(each)])

@@ -1,6 +1,5 @@
 """The exercises of lesson 01: right answers in several styles pass, each typical slip gets its own diagnosis."""
 
-import math
 
 import numpy as np
 import pytest
@@ -8,10 +7,9 @@ import torch
 
 from ldm_tutor.lessons import lesson_01_judges as judges
 from ldm_tutor.lessons.checks import check, solution
-from ldm_tutor.lessons.exercises import LOOK_AGAIN, NOT_DONE, PASS
+from ldm_tutor.lessons.exercises import LOOK_AGAIN, PASS
 from ldm_tutor.weights.shipped import shipped_folder
 
-FUNCTIONS = ("kl", "sample", "scale")
 needs_weights = pytest.mark.skipif(not shipped_folder().exists(), reason="the shipped weights are not there")
 
 
@@ -23,21 +21,6 @@ def made_up_eyes(monkeypatch):
 
 def give(name, answer):
     return getattr(check.autoencoder, name)(answer)
-
-
-# --- all of them
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_that_are_not_written_return_nothing_or_rubbish(name):
-    def unwritten(*arguments):
-        raise NotImplementedError
-
-    assert give(name, unwritten).state == NOT_DONE
-    assert give(name, lambda *arguments: None).state == NOT_DONE
-    for rubbish in ("text", object(), {}, [["a"]], torch.tensor(math.nan), torch.zeros(3), torch.zeros(3).long(), True):
-        verdict = give(name, lambda *arguments, rubbish=rubbish: rubbish)
-        assert verdict.state == LOOK_AGAIN, (rubbish, verdict)
 
 
 # --- same_size

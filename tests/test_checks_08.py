@@ -9,28 +9,11 @@ import torch
 
 from ldm_tutor.lessons import lesson_08_judges as judges
 from ldm_tutor.lessons.checks import check
-from ldm_tutor.lessons.exercises import LOOK_AGAIN, NOT_DONE, PASS
-
-FUNCTIONS = ("drop_sentences", "one_call", "pull_and_push")
+from ldm_tutor.lessons.exercises import LOOK_AGAIN, PASS
 
 
 def give(name, answer):
     return getattr(check.guidance, name)(answer)
-
-
-# --- all of them
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_that_are_not_written_return_nothing_or_rubbish(name):
-    def unwritten(*arguments):
-        raise NotImplementedError
-
-    assert give(name, unwritten).state == NOT_DONE
-    assert give(name, lambda *arguments: None).state == NOT_DONE
-    for rubbish in ("text", object(), {}, [["a"]], torch.tensor(math.nan), torch.zeros(3), torch.zeros(3).long(), True):
-        verdict = give(name, lambda *arguments, rubbish=rubbish: rubbish)
-        assert verdict.state == LOOK_AGAIN, (rubbish, verdict)
 
 
 # --- same_pull

@@ -9,30 +9,13 @@ import torch
 
 from ldm_tutor.lessons import lesson_11_judges as judges
 from ldm_tutor.lessons.checks import check
-from ldm_tutor.lessons.exercises import LOOK_AGAIN, NOT_DONE, PASS
+from ldm_tutor.lessons.exercises import LOOK_AGAIN, PASS
 from ldm_tutor.metrics.fid import frechet_distance
 from ldm_tutor.metrics.precision_recall import inside, precision_recall
-
-FUNCTIONS = ("frechet", "balls", "limit")
 
 
 def give(name, answer):
     return getattr(check.measuring, name)(answer)
-
-
-# --- all of them
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_that_are_not_written_return_nothing_or_rubbish(name):
-    def unwritten(*arguments):
-        raise NotImplementedError
-
-    assert give(name, unwritten).state == NOT_DONE
-    assert give(name, lambda *arguments: None).state == NOT_DONE
-    for rubbish in ("text", object(), {}, [["a"]], torch.tensor(math.nan), torch.zeros(3), torch.zeros(3).long(), True):
-        verdict = give(name, lambda *arguments, rubbish=rubbish: rubbish)
-        assert verdict.state == LOOK_AGAIN, (rubbish, verdict)
 
 
 def slips(name, cases):

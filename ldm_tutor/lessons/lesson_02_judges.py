@@ -336,7 +336,7 @@ def _why_not_balance(value: float, wanted: float, seed: int, stretch: float) -> 
     for slip, reason in _BALANCE_SLIPS:
         if math.isclose(value, slip(of_rec, of_adv), rel_tol=5e-3):
             return reason
-    losses = float(rec / adv)
+    losses = float((rec / adv).detach())
     if math.isclose(abs(value), abs(losses), rel_tol=5e-3):
         return "that is the ratio of the two losses; what pulls at the weights are their gradients"
     if not math.isfinite(value):
