@@ -63,8 +63,8 @@ Network = Callable[[Latents, Tensor, Context], Latents]
 _log = logging.getLogger("ldm_tutor.lessons.lesson_05_kit")
 
 
-def build_stage(pipeline: Pipeline, folder: Path) -> DenoiserStage:
-    """Return the training at its beginning; the encoded scenes are kept in `folder`."""
+def encoded_scenes(pipeline: Pipeline, folder: Path) -> Float[Tensor, "n c2 h w"]:
+    """Return the moments of the first NUM_SCENES training scenes; they are kept in `folder`, for the next time."""
     path = folder / "latents.safetensors"
     if not path.is_file():
         parts = []
@@ -74,10 +74,16 @@ def build_stage(pipeline: Pipeline, folder: Path) -> DenoiserStage:
             _log.info("%d of %d scenes encoded", start + CHUNK, NUM_SCENES)
         with atomic_file(path) as temporary:
             save_file({"moments": torch.cat(parts)}, temporary)
+    return load_file(path)["moments"]
+
+
+def build_stage(pipeline: Pipeline, folder: Path) -> DenoiserStage:
+    """Return the training at its beginning; the encoded scenes are kept in `folder`."""
+    moments = encoded_scenes(pipeline, folder)
     torch.manual_seed(SEED)  # the first weights
     return DenoiserStage(
         CONFIG,
-        load_file(path)["moments"],
+        moments,
         pipeline.autoencoder.config.scale_factor,
         pipeline.text_encoder,
         caption_tokens(NUM_SCENES, SEED, pipeline.tokenizer),

@@ -27,10 +27,11 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from ldm_tutor.data.scenes.sampling import caption_for, sample_scene
 from ldm_tutor.data.scenes.words import parse
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.evaluation import load_judge
-from ldm_tutor.lessons.lesson_11_kit import one_object
+from ldm_tutor.lessons.lesson_05_kit import SEED, encoded_scenes, one_object_scenes
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.text_encoder import TextEncoder
@@ -47,12 +48,11 @@ from ldm_tutor.weights.shipped import resolve, shipped_folder
 Report = dict[str, Any]
 
 ARMS = {"clip": "CLIP, frozen", "along": "random, trained along", "random": "random, frozen"}
-STOPS = (250, 500, 1000, 2000, 3000)  # steps after which the judge looks
-NUM_SCENES, NUM_TEST, NUM_SHOWN = 12_000, 256, 8  # scenes drawn (six in ten hold one object); sentences; pictures kept
+STOPS = (400, 800, 1600, 2400, 3200)  # steps after which the judge looks
+NUM_TEST, NUM_SHOWN = 256, 8  # sentences that are drawn at each stop, and pictures of them that are kept
 BATCH_SIZE, UNET_LR, TEXT_LR, WARMUP = 32, 2e-3, 1e-3, 50  # the text tower's rate is that of CLIP's own training
 GUIDANCE, DRAWING_STEPS, LOG_EVERY = 3.0, 10, 50
 ASPECTS = ("all", "object", "color", "background")
-SEED = 0
 _log = logging.getLogger("ldm_tutor.lessons.lesson_07_study")
 
 
@@ -115,13 +115,14 @@ class Bench:
         return {name: found[name].to_dict() for name in ASPECTS}
 
 
-def make_bench() -> Bench:
-    """Draw the scenes and encode them, once for all arms."""
+def make_bench(scratch: Path) -> Bench:
+    """Take those of lesson 05's training scenes that hold one object, once for all arms."""
     pipeline = load_pipeline()
-    space, scenes = LatentSpace(pipeline.autoencoder), one_object(NUM_SCENES, "train", SEED)
-    captions = one_object(3 * NUM_TEST, "test", SEED).captions[:NUM_TEST]
-    tokens = pipeline.tokenizer(scenes.captions)[:, None]
-    return Bench(pipeline, space, space.moments(scenes.pictures), tokens, load_judge(), captions)
+    moments = encoded_scenes(pipeline, scratch)
+    rows = [i for i in range(len(moments)) if len(sample_scene(i, "train", SEED).objects) == 1]
+    tokens = pipeline.tokenizer([caption_for(i, "train", SEED) for i in rows])[:, None]
+    captions = one_object_scenes(NUM_TEST).captions
+    return Bench(pipeline, LatentSpace(pipeline.autoencoder), moments[rows], tokens, load_judge(), captions)
 
 
 class Arm:
@@ -169,7 +170,7 @@ class Arm:
 
 def study(folder: Path, scratch: Path, stops: Sequence[int] = STOPS, arms: Sequence[str] = tuple(ARMS)) -> Report:
     """Train the arms in turns, from stop to stop, and write `measured.json` after each look; return what is in it."""
-    bench, path = make_bench(), folder / "measured.json"
+    bench, path = make_bench(scratch), folder / "measured.json"
     report: Report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"arms": {}}
     running = [Arm(name, bench, folder, scratch) for name in arms]
     report["settings"] = {
