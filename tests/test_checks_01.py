@@ -23,30 +23,32 @@ def give(name, answer):
     return getattr(check.autoencoder, name)(answer)
 
 
-# --- same_size
+# --- latent_size
 
 
-@pytest.mark.parametrize("answer", [4096, 4096.0, "4096", np.int64(4096), torch.tensor(4096), 16 * 16 * 16], ids=repr)
-def test_same_size_right(answer):
-    assert give("same_size", answer).state == PASS
+@pytest.mark.parametrize("answer", [24576, 24576.0, "24576", np.int64(24576), torch.tensor(24576), 96 * 64 * 4])
+def test_latent_size_right(answer):
+    assert give("latent_size", answer).state == PASS
 
 
 @pytest.mark.parametrize(
     ("answer", "diagnosis"),
     [
-        (256, "number of positions"),
-        (65536, "f once"),
-        (1024, "f = 8"),
-        (16384, "not 32"),
-        (768, "16 channels"),
+        (96 * 64, "number of positions"),
+        (768 * 512 // 8 * 4, "f once"),
+        (64 * 64 * 4, "one side is longer"),
+        (96 * 96 * 4, "one side is shorter"),
+        (96 * 64 * 3, "4 channels"),
+        (768 // 4 * 512 // 4 * 4, "divide by 4"),
         (48, "how many times fewer"),
-        (196608, "the picture's own"),
-        (8192, "half of that"),
+        (768 * 512 * 3, "the picture's own"),
+        (768 * 512, "number of pixels"),
+        (96 * 64 * 8, "half of that"),
         (5000, "how many positions"),
     ],
 )
-def test_same_size_slips(answer, diagnosis):
-    verdict = give("same_size", answer)
+def test_latent_size_slips(answer, diagnosis):
+    verdict = give("latent_size", answer)
     assert verdict.state == LOOK_AGAIN and diagnosis in verdict.message, verdict
 
 

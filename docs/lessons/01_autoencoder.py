@@ -239,8 +239,8 @@ print("latent numbers per picture:", z[0].numel(), "of", pictures[0].numel())
 # a random draw? Ask PyTorch to draw from $\mathcal N(\mu, \sigma)$, and see what comes back for a toy error
 # $(z - 3)^2$. Its mean over the draws is $(\mu - 3)^2 + \sigma^2$, so the true slopes are $2(\mu - 3)$ and $2\sigma$.
 #
-# The way out is to turn it around (Kingma and Welling 2014, eq. 10). Draw noise that does not depend on anything, and
-# *make* the latent from it:
+# The way out is to turn it around (Kingma and Welling 2014). Draw noise that does not depend on anything, and *make*
+# the latent from it:
 #
 # $$z = \mu + \sigma\,\epsilon, \qquad \epsilon \sim \mathcal N(0, 1)$$
 #
@@ -346,9 +346,8 @@ with torch.inference_mode():
 #
 # ## Step 6: train your own
 #
-# The loss of the paper has four parts (Rombach et al. 2022, appendix G, eq. 25): how far the copy is off, an adversary
-# that calls out blurry copies, the adversary's own training, and the KL. The adversary waits until lesson 02. That
-# leaves
+# The loss of the paper has four parts (Rombach et al. 2022, appendix G): how far the copy is off, an adversary that
+# calls out blurry copies, the adversary's own training, and the KL. The adversary waits until lesson 02. That leaves
 #
 # $$L = |x - \hat x| + w_p\, d(x, \hat x) + w_{KL}\, D_{KL}$$
 #
@@ -492,9 +491,10 @@ swept = {weight: copies(each) for weight, each in sweep.items()}
 figure = picture_grid([swept[w][1] for w in sweep], [f"KL weight {w:.0e}" for w in sweep], scale=2)
 show(figure, alt="One scene by KL weight: alike up to 1e-6, softer at 1e-4, and at 1e-2 stripes over a grey ground.")
 facts = {weight: watch(each, pictures) for weight, each in sweep.items()}
+WATCHED = {"means": "rms_mean", "sigma": "sigma"}
 panels = [
     ("PSNR in dB", {"": [each["psnr"] for each in facts.values()]}),
-    ("means and clouds", {k: [each[k] for each in facts.values()] for k in ("rms_mean", "sigma")}),
+    ("means and clouds", {n: [each[k] for each in facts.values()] for n, k in WATCHED.items()}),
 ]
 figure = kit.curves(panels, list(sweep), "KL weight", log="x")
 show(figure, alt="PSNR is level up to 1e-6 and falls behind. The means shrink from 3 to 0, sigma grows from 0.1 to 1.")
@@ -682,14 +682,14 @@ print(f"{sum(p.numel() for p in shipped.parameters()):,}")
 # Each has a check that answers with a reason. No later cell depends on your answers.
 
 # %%
-exercise("autoencoder.same_size")
+exercise("autoencoder.latent_size")
 
 # %%
 my_count = ...
-check.autoencoder.same_size(my_count)
+check.autoencoder.latent_size(my_count)
 
 # %%
-hint("autoencoder.same_size")
+hint("autoencoder.latent_size")
 
 # %%
 exercise("autoencoder.kl")

@@ -33,7 +33,7 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         sign, color = _SIGNS[self.state]
-        text = html.escape(self.message)
+        text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(self.message))
         label = f'<span aria-hidden="true">{sign}</span> <b>{self.state}</b>'
         return f'<div role="status" style="{_BORDER.format(color)}">{label} {text}</div>'
 

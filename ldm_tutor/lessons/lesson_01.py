@@ -11,19 +11,19 @@ LESSON = "autoencoder"
 EXERCISES = (
     Exercise(
         lesson=LESSON,
-        name="same_size",
+        name="latent_size",
         kind="predict",
         difficulty=1,
         minutes=4,
-        task="The paper has an autoencoder with f = 16 and 16 latent channels. How many numbers do the latents of one "
-        "256 x 256 picture have? Compare with f = 8 and 4 channels before you run the check.",
+        task="Stable Diffusion's autoencoder has f = 8 and 4 latent channels. How many numbers do the latents of one "
+        "picture of 768 x 512 pixels have? Work it out before you run the check.",
         hints=(
             "How many positions does the grid of latents have, and how many numbers stand at each?",
             "f shortens each side. Height times width of the grid, times the channels.",
-            "answer = (256 // ...) ** 2 * ...",
+            "answer = (768 // ...) * (512 // ...) * ...",
         ),
-        solution="answer = (256 // 16) ** 2 * 16",
-        judge=judges.judge_same_size,
+        solution="answer = (768 // 8) * (512 // 8) * 4",
+        judge=judges.judge_latent_size,
     ),
     Exercise(
         lesson=LESSON,

@@ -44,27 +44,29 @@ def _close(got: Tensor, wanted: Tensor, tolerance: float = 1e-3) -> bool:
     return got.shape == wanted.shape and bool(((got - wanted).abs() <= tolerance * (1 + wanted.abs())).all())
 
 
-# ---------------------------------------------------------------- same_size
+# ---------------------------------------------------------------- latent_size
 
 _SIZE_SLIPS = {
-    256: "256 is the number of positions, 16 x 16; at each of them stand 16 numbers",
-    65536: "you divide by f once; f shortens both sides, so there are (256 / 16) squared positions",
-    1024: "1024 is the number of positions at f = 8; at f = 16 there are 16 x 16",
-    16384: "with f = 16 each side has 256 / 16 = 16 positions, not 32",
-    768: "three colours are what the picture has; the latents of this autoencoder have 16 channels",
+    6144: "6144 is the number of positions, 96 x 64; at each of them stand 4 numbers",
+    196608: "you divide by f once; f shortens both sides, so there are 768 / 8 times 512 / 8 positions",
+    16384: "that is a picture of 512 x 512 pixels; here one side is longer",
+    36864: "that is a picture of 768 x 768 pixels; here one side is shorter",
+    18432: "three colours are what the picture has; the latents of this autoencoder have 4 channels",
+    98304: "with f = 8 the sides have 768 / 8 and 512 / 8 positions; you divide by 4",
     48: "48 is how many times fewer they are; the question is how many there are",
-    196608: "that is the number of the picture's own numbers, 256 x 256 x 3",
-    8192: "the encoder gives mean and log variance, 8192 numbers; the latents, drawn from them, are half of that",
+    1179648: "that is the number of the picture's own numbers, 768 x 512 x 3",
+    393216: "that is the number of pixels; the grid of latents is smaller, f shortens each side",
+    49152: "the encoder gives mean and log variance, 49152 numbers; the latents, drawn from them, are half of that",
 }
 
 
-def judge_same_size(answer: Any) -> Verdict:
-    """Judge the number of latent numbers of KL-f16 with 16 channels for 256 x 256 pictures: 4096."""
+def judge_latent_size(answer: Any) -> Verdict:
+    """Judge the number of latent numbers of KL-f8 with 4 channels for a picture of 768 x 512: 24576."""
     value = _number(answer)
     if value is None or not math.isfinite(value):
         return look_again("the answer is one whole number")
-    if abs(value - 4096) < 1e-6:
-        return passed("16 x 16 positions x 16 channels = 4096, as many as f = 8 has with 4 channels: 32 x 32 x 4")
+    if abs(value - 24576) < 1e-6:
+        return passed("96 x 64 positions x 4 channels = 24576, 48 times fewer than the picture's own 768 x 512 x 3")
     for slip, reason in _SIZE_SLIPS.items():
         if abs(value - slip) < 1e-6:
             return look_again(reason)

@@ -172,5 +172,5 @@ def _curve(seen: Sequence[float], num_steps: int, band: Band | None, marks: dict
         for name, height in (marks or {}).items():
             axes.axhline(height, color=COLORS["black"], linestyle=":", label=name)
         axes.set(xlabel="step", ylabel="loss", xlim=(0, num_steps))
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)  # above, where no curve can run into it
     return figure

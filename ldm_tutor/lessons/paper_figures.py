@@ -82,8 +82,7 @@ PAPER_FIGURES: dict[str, dict[str, str]] = {
     },
     # other papers
     "DDPM|Ho,|cosine|CLIP|Radford|Nichol": {
-        "Ho, Jain, Abbeel 2020: DDPM, beta from and to, steps, FID on CIFAR-10": "0.0001 0.02 1000 3.17",
-        "Nichol, Dhariwal 2021: the cosine schedule's offset": "0.008",
+        "Ho, Jain, Abbeel 2020: DDPM, beta from and to, steps": "0.0001 0.02 1000",
         "Radford et al. 2021: CLIP, pairs in millions, batch, temperature": "400 32768 0.07 100",
     },
     "prompt-to-prompt|Hertz|Mokady|null-text|edited": {
