@@ -31,7 +31,7 @@ from ldm_tutor.data.degrade import shrink
 from ldm_tutor.data.maps import LABELS
 from ldm_tutor.data.scenes.world import KINDS
 from ldm_tutor.errors import ConfigError, ShapeError, WeightsError
-from ldm_tutor.models.condition import steered_unet
+from ldm_tutor.models.condition import fingerprint, steered_unet
 from ldm_tutor.models.tuning import in_tiles
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.pipeline import Pipeline, load_pipeline
@@ -39,7 +39,7 @@ from ldm_tutor.sampling.guidance import Guided
 from ldm_tutor.sampling.loop import SampleState, sample
 from ldm_tutor.sampling.noise import PictureNoise
 from ldm_tutor.shapes import Context, Int, Latents, Pictures, Tensor
-from ldm_tutor.weights.files import load_model
+from ldm_tutor.weights.files import load_model, read_header
 from ldm_tutor.weights.shipped import resolve
 
 UPSCALING = 4  # a small picture has a quarter of the side: the size of the latents
@@ -280,8 +280,12 @@ def load_steered(
     if condition.config.kind != kind:
         raise WeightsError(f"{path}: another condition", given=condition.config.kind, expected=kind)
     base = load_pipeline(None, device) if pipeline is None else pipeline
-    if base.unet.config != condition.config.unet:
-        raise WeightsError(f"{path}: made for a U-Net of another size", fix="give the pipeline it was trained with")
+    made_for = read_header(path)["metadata"].get("base")
+    if base.unet.config != condition.config.unet or made_for not in (None, fingerprint(base.unet)):
+        raise WeightsError(
+            f"{path}: its differences belong to another U-Net than the pipeline's",
+            fix="give the pipeline that it was trained with, or train the condition anew",
+        )
     unet = steered_unet(condition, base.unet)
     return Steered(base, condition.config, unet, condition.encoder)
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ldm_tutor.config import JudgeConfig, ModelConfig, scenes
-from ldm_tutor.data.folders import CaptionedPictures
+from ldm_tutor.data.captioned import CaptionedPictures
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes
 from ldm_tutor.data.scenes.draw import draw
 from ldm_tutor.data.scenes.sampling import caption_for, near_twin, sample_scene
@@ -29,12 +29,13 @@ from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.training.learner import pick_device, pick_dtype
 from ldm_tutor.training.loop import Budget, Stage, run_stage
-from ldm_tutor.training.own_pictures import fingerprint, own_config, own_pictures, own_tokens
+from ldm_tutor.training.own_pictures import SHARES as OWN_SHARES
+from ldm_tutor.training.own_pictures import fingerprint, own_config, own_pictures, own_tokens, ready_for_text
 from ldm_tutor.training.stages.autoencoder import AutoencoderRecipe, AutoencoderStage
 from ldm_tutor.training.stages.clip import ClipStage
 from ldm_tutor.training.stages.denoiser import DenoiserStage, cache_moments
 from ldm_tutor.training.stages.judge import JudgeStage
-from ldm_tutor.weights.files import atomic_file, load_model
+from ldm_tutor.weights.files import atomic_file, load_model, read_header
 from ldm_tutor.weights.shipped import resolve
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ class TrainingOptions:
     """What all stages share. `num_scenes` scales the data: the denoiser sees this many pictures, the others less.
 
     `start_from`: a folder of weights to train further, instead of random first weights. `decoder_only`: the
-    autoencoder's encoder stays as it is, and with it the latents that a U-Net knows. `data`: a folder of pictures and
-    captions to learn from instead of scenes.
+    autoencoder's encoder stays as it is, and with it the latents that a U-Net knows. `data`: pictures and captions
+    to learn from instead of scenes, a folder or what else `ldm_tutor.data.folders` reads.
     """
 
     folder: Path
@@ -70,7 +71,7 @@ class TrainingOptions:
     start_from: Path | None = None
     decoder_only: bool = False
     config: ModelConfig | None = None
-    data: Path | None = None
+    data: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_scenes < 64:
@@ -92,10 +93,11 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
     stage = _build(name, options)
     if options.data is not None:
         stage.settings["data"] = fingerprint(_train_pictures(options))
-    if options.start_from is not None and not resume:
+    before = _start_of(name, options)
+    if before is not None and not resume:
         kind = "judge" if name == "perceptual" else OUTPUTS[name].removesuffix(".safetensors")
         learner = next(iter(stage.learners.values()))
-        learner.load_weights(load_model(_needed(options.start_from, name), kind))
+        learner.load_weights(load_model(_needed(before, name), kind))
     return run_stage(
         stage, budget, options.folder, seed=options.seed, resume=resume, show_progress=options.show_progress
     )
@@ -104,17 +106,20 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
 def train_all(minutes: float, options: TrainingOptions, *, resume: bool = False) -> Iterator[tuple[str, list[Path]]]:
     """Train every stage in turn, sharing out `minutes` by SHARES; yield each stage's name and its weights.
 
+    With pictures of one's own these are autoencoder, CLIP and denoiser, by OWN_SHARES.
+
     With `resume`, finished stages are skipped and a broken-off one goes on from its checkpoint.
     """
     Budget(minutes=minutes)  # a bad number is refused before anything starts
-    for name in STAGES:
+    shares = SHARES if options.data is None else OWN_SHARES
+    for name in shares:
         done = options.folder / OUTPUTS[name]
         if resume and done.is_file():
             log.info("%s is already there: %s", name, done)
             yield name, [done]
             continue
         broken_off = resume and (options.folder / f"{name}.checkpoint").is_file()
-        yield name, train_stage(name, Budget(minutes=minutes * SHARES[name]), options, resume=broken_off)
+        yield name, train_stage(name, Budget(minutes=minutes * shares[name]), options, resume=broken_off)
 
 
 def _build(name: str, options: TrainingOptions) -> Stage:
@@ -138,16 +143,32 @@ def _build(name: str, options: TrainingOptions) -> Stage:
         recipe = AutoencoderRecipe(decoder_only=options.decoder_only)
         return AutoencoderStage(model.autoencoder, pictures, perceptual, device=device, dtype=dtype, recipe=recipe)
     if name == "clip":
-        data = _train_pictures(options)
-        if options.start_from is not None:
-            tokenizer = Tokenizer.load(options.start_from / "tokenizer")
+        data = _train_pictures(options) if options.data is None else _told_pictures(options)
+        if (before := _start_of(name, options)) is not None:
+            tokenizer = Tokenizer.load(before / "tokenizer")
         else:
             tokenizer = Tokenizer.train(
                 data.captions, vocab_size=model.clip.text.vocab_size, context_length=model.clip.text.context_length
             )
+        if isinstance(data, CaptionedPictures):
+            data = ready_for_text(data, tokenizer)
         twins = _twins(options) if options.data is None else None
         return ClipStage(model.clip, data, twins, tokenizer, device=device, dtype=dtype)
     return _build_denoiser(options, device, dtype)
+
+
+def _start_of(name: str, options: TrainingOptions) -> Path | None:
+    """Return the folder whose weights this stage begins with, None for random ones.
+
+    CLIP's first layer has a row per token. With words of one's own it can only begin with a CLIP of the same form.
+    """
+    before = options.start_from
+    if before is None or options.data is None or name != "clip":
+        return before
+    same = read_header(_needed(before, "clip"))["config"] == options.model.clip.to_dict()
+    if not same:
+        log.info("clip: %s has another vocabulary, so it begins anew, with the words of %s", before, options.data)
+    return before if same else None
 
 
 def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch.dtype) -> DenoiserStage:
@@ -157,10 +178,10 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
     if options.data is None:
         tokens, often = caption_tokens(options.num_scenes, options.seed, tokenizer), _picture_weights(options)
     else:
-        tokens, often = own_tokens(_train_pictures(options).captions, tokenizer), None
+        tokens, often = own_tokens(_told_pictures(options).captions, tokenizer), None
     return DenoiserStage(
         options.model.unet,
-        _moments(options, autoencoder, device, dtype),
+        cached_moments(options, autoencoder, device, dtype, options.folder),
         autoencoder.config.scale_factor,
         clip.text,
         tokens,
@@ -177,15 +198,18 @@ def _picture_weights(options: TrainingOptions) -> torch.Tensor:
     return torch.tensor([1.0 if len(scene.objects) == 1 else TWO_OBJECTS for scene in scenes_drawn])
 
 
-def _moments(
-    options: TrainingOptions, autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype
+def cached_moments(
+    options: TrainingOptions, autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype, weights: Path
 ) -> torch.Tensor:
-    """Return the latents' moments of all training pictures; kept in a file, so that a resumed run starts at once."""
+    """Return the latents' moments of all training pictures; kept in a file, so that a resumed run starts at once.
+
+    `weights`: the folder from which the autoencoder was loaded.
+    """
     if options.data is not None:
-        return cache_moments(autoencoder, _train_pictures(options).pictures, device=device, dtype=dtype)
+        return cache_moments(autoencoder, _told_pictures(options).pictures, device=device, dtype=dtype)
     path = options.folder / "latents.safetensors"
     made_of = {
-        "autoencoder": hashlib.sha256(_needed(options.folder, "autoencoder").read_bytes()).hexdigest(),
+        "autoencoder": hashlib.sha256(_needed(weights, "autoencoder").read_bytes()).hexdigest(),
         "num_scenes": str(options.num_scenes),
         "seed": str(options.seed),
     }
@@ -229,6 +253,11 @@ def _train_pictures(options: TrainingOptions) -> ScenePictures | CaptionedPictur
     if options.data is not None:
         return own_pictures(options.data, options.model.picture_size)
     return _render(min(options.num_scenes, 40_000), "train", options)
+
+
+def _told_pictures(options: TrainingOptions) -> CaptionedPictures:
+    """Return those of one's own pictures that have a caption: CLIP and the U-Net learn from no others."""
+    return own_pictures(options.data or "", options.model.picture_size).with_captions()
 
 
 def _twins(options: TrainingOptions) -> ScenePictures:
