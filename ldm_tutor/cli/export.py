@@ -14,6 +14,8 @@ from ldm_tutor.cli.options import AnyWeights, Ema, Preset, TokenizerPlace, weigh
 from ldm_tutor.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from ldm_tutor.weights.diffusers_folder import DiffusersParts
 
 EXAMPLE = "Example: ldm-tutor export --format diffusers --out exported"
@@ -45,15 +47,20 @@ def export(
     """Write a model for other programs: StableDiffusionPipeline.from_pretrained(FOLDER) opens it and draws the same."""
     import torch
 
-    source, parts = _open(weights, out, overwrite, form, preset, tokenizer, ema)
+    from ldm_tutor.presets import PAPER_MODELS
+
     type_on_disk = getattr(torch, dtype)
+    if preset in PAPER_MODELS:
+        _export_paper(weights, out, overwrite, form, preset, tokenizer, ema, type_on_disk)
+        return
+    source, parts = _open(weights, out, overwrite, form, preset, tokenizer, ema)
     if form == "compvis":
         from ldm_tutor.weights.compvis import save_compvis
 
         networks: dict[str, Any] = {"unet": parts.unet, "autoencoder": parts.autoencoder}
         networks["condition"] = parts.text_encoder
         place = save_compvis(out.expanduser(), **networks, schedule=parts.schedule, dtype=type_on_disk, wrap=_bar)
-        print(f"{place}: {source} as one file, {dtype}, {place.stat().st_size / 1e6:,.1f} MB")
+        _report(place, f"{source} as one file", dtype)
         return
 
     from ldm_tutor.weights.diffusers_folder import export_diffusers
@@ -72,8 +79,53 @@ def export(
         dtype=type_on_disk,
         wrap=_bar,
     )
-    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {source} as a folder of {form}, {dtype}, {num_bytes / 1e6:,.1f} MB")
+    _report(folder, f"{source} as a folder of {form}", dtype)
+
+
+def _report(place: Path, what: str, dtype: str) -> None:
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    print(f"{place}: {what}, {dtype}, {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB")
+
+
+def _export_paper(
+    weights: Path | None,
+    out: Path,
+    overwrite: bool,
+    form: FormatName,
+    preset: str,
+    tokenizer: Path | None,
+    ema: bool | None,
+    dtype: torch.dtype,
+) -> None:
+    """Export a model of the paper, told by BERT's words, classes, boxes or nothing, from its single file."""
+    from ldm_tutor.presets import PAPER_MODELS
+    from ldm_tutor.weights.compvis import load_compvis, save_compvis
+    from ldm_tutor.weights.text2img_folder import check_text2img, export_text2img, read_vocabulary
+
+    model, name = PAPER_MODELS[preset](), str(dtype).removeprefix("torch.")
+    if weights is None or not weights.expanduser().is_file():
+        raise ConfigError(
+            f"--weights: {preset} is read from one file with the whole model", given=weights and str(weights),
+            expected="a .safetensors or .ckpt file with CompVis' names",
+        )  # fmt: skip
+    source, words = weights.expanduser(), []
+    if form == "compvis":
+        _check_free_file(out, overwrite)
+    else:
+        check_text2img(model.condition, model.autoencoder, preset)
+        if tokenizer is None:
+            expected = "a folder with BERT's vocab.txt, one word a line"
+            raise ConfigError("--tokenizer: the file has no words in it", given=None, expected=expected)
+        words = read_vocabulary(tokenizer.expanduser(), getattr(model.condition, "vocab_size", 0))
+        _check_free(out, source, overwrite)
+    parts = load_compvis(source, model, ema=ema)
+    if form == "compvis":
+        networks: dict[str, Any] = {"unet": parts.unet, "autoencoder": parts.autoencoder, "condition": parts.condition}
+        place = save_compvis(out.expanduser(), **networks, schedule=parts.schedule, dtype=dtype, wrap=_bar)
+        _report(place, f"{source.name} as one file", name)
+        return
+    place = export_text2img(check_folder(out), parts, words, dtype=dtype, wrap=_bar)
+    _report(place, f"{source.name} as a folder of {form}", name)
 
 
 def _open(

@@ -58,7 +58,10 @@ AnyWeights = Annotated[
     ),
 ]
 Preset = Annotated[
-    str, typer.Option("--preset", metavar="NAME", help="Which model one file with a whole model holds.")
+    str,
+    typer.Option(
+        "--preset", metavar="NAME", help="Which model one file with a whole model holds: see `ldm-tutor models`."
+    ),
 ]
 TokenizerPlace = Annotated[
     Path | None,

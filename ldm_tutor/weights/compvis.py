@@ -34,7 +34,7 @@ from ldm_tutor.weights.tensors import Place, Tensors, check_shapes, fill
 PARTS = ("unet", "autoencoder", "condition")
 _EMA, _CONDITION, _FIRST_STAGE = "model_ema.", "cond_stage_model.", "first_stage_model."
 _EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
-_SCALE = "scale_factor"  # there only where it was measured in training
+_SCALE = "scale_factor"  # in published files only where it was measured in training
 _OTHER_BUFFERS = ("lvlb_weights", "logvar")
 
 Condition = TextEncoder | BertEncoder | ClassEncoder
@@ -127,6 +127,7 @@ def save_compvis(
     for network in wrap([each for each in (unet, autoencoder, condition) if each is not None]):
         state |= layout_of(network.config).to_file(state_for_disk(network, dtype, f"{path}: not written"))
     state |= {name: table.float() for name, table in schedule_buffers(schedule).items()}
+    state[_SCALE] = torch.tensor(autoencoder.config.scale_factor)
     with atomic_file(path) as temporary:
         contiguous = {name: value.contiguous() for name, value in state.items()}
         save_file(contiguous, temporary, metadata={"format": "pt"})

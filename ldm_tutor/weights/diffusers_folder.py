@@ -38,7 +38,7 @@ _CLASSES = {
     "scheduler": ("diffusers", "DDIMScheduler"),
 }
 _ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
-_SAMPLER = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+SAMPLER = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
 _TEXT_BUILT_IN = {
     "architectures": ["CLIPTextModel"],
     "model_type": "clip_text_model",
@@ -88,7 +88,7 @@ def export_diffusers(
     unet_arguments = foreign.unet_arguments(unet.config, picture_size // autoencoder.config.downsampling)
     vae_arguments = foreign.autoencoder_arguments(autoencoder.config, picture_size)
     text_arguments = foreign.text_arguments(text_encoder.config, start_id=tokenizer.start_id, end_id=tokenizer.end_id)
-    scheduler = _SAMPLER | foreign.schedule_arguments(schedule)
+    scheduler = SAMPLER | foreign.schedule_arguments(schedule)
     _remove(root / INDEX)
     networks = (
         ("unet", unet, unet_arguments),
@@ -147,11 +147,19 @@ def load_diffusers(
     )
 
 
-def write_weights(path: Path, model: nn.Module, config: Config, dtype: torch.dtype | None, prefix: str = "") -> None:
-    """Write a model's weights under their foreign names, `prefix` before each."""
+def write_weights(
+    path: Path,
+    model: nn.Module,
+    config: Config,
+    dtype: torch.dtype | None,
+    prefix: str = "",
+    extra: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a model's weights under their foreign names, `prefix` before each, and `extra` under its own."""
     state = rename(state_for_disk(model, dtype, f"{path}: not written"), rules_for(config), "to_foreign")
+    named = {prefix + name: value for name, value in state.items()} | dict(extra or {})
     with atomic_file(path) as temporary:
-        save_file({prefix + name: value for name, value in state.items()}, temporary, metadata={"format": "pt"})
+        save_file(named, temporary, metadata={"format": "pt"})
 
 
 def _read_part(
