@@ -1,6 +1,7 @@
 """The emoji of lesson 14: which of the drawings in a Noto Emoji folder are taken, and why.
 
-python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_pictures
+    python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_pictures
+    python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_few few
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import logging
 import sys
 import zipfile
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,12 +20,16 @@ log = logging.getLogger(__name__)
 
 # First and last code point of each group. One code point each: no flags, no skin tones, no sequences.
 GROUPS: dict[str, tuple[tuple[int, int], ...]] = {
-    "plants and food": ((0x1F330, 0x1F37F), (0x1F950, 0x1F96F)),
-    "animals": ((0x1F400, 0x1F43F), (0x1F980, 0x1F9AE)),
-    "faces": ((0x1F600, 0x1F644),),
+    "plants and food": ((0x1F330, 0x1F37F),),
+    "more food": ((0x1F950, 0x1F96F),),
+    "animal faces": ((0x1F42D, 0x1F43C),),
+    "animals": ((0x1F400, 0x1F42C), (0x1F43D, 0x1F43F), (0x1F980, 0x1F9AE)),
+    "faces": ((0x1F600, 0x1F60F),),
+    "more faces": ((0x1F610, 0x1F644),),
     "hearts": ((0x1F493, 0x1F49F),),
     "circles and squares": ((0x1F534, 0x1F535), (0x1F7E0, 0x1F7EB)),
 }
+FEW = ("plants and food", "animal faces", "faces", "hearts", "circles and squares")  # what the U-Net learns to draw
 
 
 def group_of(codepoints: str) -> str | None:
@@ -38,11 +44,13 @@ def group_of(codepoints: str) -> str | None:
     return None
 
 
-def select(archive: Path, folder: Path) -> int:
-    """Unpack the emoji of GROUPS from `archive` into `folder`, with a metadata.jsonl; return how many."""
+def select(archive: Path, folder: Path, groups: Collection[str] = tuple(GROUPS)) -> int:
+    """Unpack the emoji of `groups` from `archive` into `folder`, with a metadata.jsonl; return how many."""
+    if unknown := set(groups) - set(GROUPS):
+        raise ConfigError("select: unknown groups", given=sorted(unknown), expected=f"some of {tuple(GROUPS)}")
     try:
         with zipfile.ZipFile(archive) as packed:
-            return _select(packed, folder)
+            return _select(packed, folder, groups)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"{archive}: no Noto Emoji archive ({error})",
@@ -50,10 +58,10 @@ def select(archive: Path, folder: Path) -> int:
         ) from error
 
 
-def _select(packed: zipfile.ZipFile, folder: Path) -> int:
+def _select(packed: zipfile.ZipFile, folder: Path, groups: Collection[str]) -> int:
     table = next((name for name in packed.namelist() if PurePosixPath(name).name == "metadata.jsonl"), "metadata.jsonl")
     rows: list[dict[str, Any]] = [json.loads(line) for line in packed.read(table).decode("utf-8").splitlines()]
-    taken = [row for row in rows if row["text"].strip() and group_of(row["codepoints"])]
+    taken = [row for row in rows if row["text"].strip() and group_of(row["codepoints"]) in groups]
     folder.mkdir(parents=True, exist_ok=True)
     for row in taken:
         name = PurePosixPath(row["file_name"]).name
@@ -65,4 +73,5 @@ def _select(packed: zipfile.ZipFile, folder: Path) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    log.info("%d emoji in %s", select(Path(sys.argv[1]), Path(sys.argv[2])), sys.argv[2])
+    chosen = FEW if sys.argv[3:] == ["few"] else tuple(GROUPS)
+    log.info("%d emoji in %s", select(Path(sys.argv[1]), Path(sys.argv[2]), chosen), sys.argv[2])
