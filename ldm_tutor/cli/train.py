@@ -18,6 +18,7 @@ EXAMPLE = "Example: ldm-tutor train all --minutes 90 --out runs/mine"
 ALL_MINUTES = 90.0
 
 StageName = Literal["perceptual", "judge", "autoencoder", "clip", "denoiser", "all"]
+ConditionName = Literal["layout", "inpainting", "upscaling", "class", "semantic"]
 
 
 def train(
@@ -62,11 +63,23 @@ def train(
     workers: Annotated[int, whole("--workers", 0, 256, "Processes that draw the scenes; 0: this one.")] = 0,
     threads: Annotated[int | None, whole("--threads", 1, 1024, "CPU threads; without it, PyTorch chooses.")] = None,
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Learn from the pictures and captions in this folder instead of scenes; see ldm-tutor data check.",
+            help="Learn from pictures and captions of your own instead of scenes: autoencoder, clip, denoiser or all. "
+            "Look at them first with ldm-tutor data check.",
+            show_default=False,
         ),
+    ] = None,
+    condition: Annotated[
+        ConditionName | None,
+        typer.Option(
+            help="For the denoiser: learn to be steered by this too. The model, --start-from or the shipped one, stays "
+            "as it is; what it learns goes to <condition>.safetensors."
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None, whole("--rank", 0, 512, "Of the condition's differences to the U-Net; 0: all weights.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no news.")] = False,
 ) -> None:
@@ -77,6 +90,7 @@ def train(
     writes a checkpoint, and --resume goes on from it with the same numbers as if nothing had happened.
     """
     _check_budget(stage, minutes, steps)
+    _check_condition(stage, condition, rank, data, decoder_only)
     if resume and overwrite:
         raise typer.BadParameter("with --resume nothing is overwritten; choose one.", param_hint="'--overwrite'")
     out = check_folder(out)
@@ -88,11 +102,12 @@ def train(
     import torch
 
     from ldm_tutor.training.loop import Budget
-    from ldm_tutor.training.recipe import SHARES, STAGES, TrainingOptions, train_all, train_stage
+    from ldm_tutor.training.recipe import OWN_SHARES, SHARES, TrainingOptions, train_all, train_stage
 
     if threads is not None:
         torch.set_num_threads(threads)
-    names = STAGES if stage == "all" else (stage,)
+    names = (tuple(SHARES) if data is None else tuple(OWN_SHARES)) if stage == "all" else (stage,)
+    names = names if condition is None else (condition,)
     _check_earlier_runs(out, names, resume, overwrite)
     options = TrainingOptions(
         folder=out,
@@ -104,11 +119,16 @@ def train(
         show_progress=not quiet,
         start_from=start_from,
         decoder_only=decoder_only,
-        data=None if data is None else data.expanduser(),
+        data=data,
     )
     written: list[Path] = []
     try:
-        if stage == "all":
+        if condition is not None:
+            from ldm_tutor.training.conditions import MINUTES, train_condition
+
+            budget = Budget(steps=steps, minutes=MINUTES[condition] if steps is None and minutes is None else minutes)
+            written = train_condition(condition, budget, options, rank=rank, resume=resume)
+        elif stage == "all":
             for _, paths in train_all(minutes or ALL_MINUTES, options, resume=resume):
                 written += paths
         else:
@@ -124,7 +144,8 @@ def train(
         raise typer.Exit(130) from None
     for path in written:
         print(path)
-    print(_what_next(out))
+    if condition is None:
+        print(_what_next(out))
 
 
 def _check_budget(stage: str, minutes: float | None, steps: int | None) -> None:
@@ -134,6 +155,20 @@ def _check_budget(stage: str, minutes: float | None, steps: int | None) -> None:
         raise typer.BadParameter("give --steps or --minutes, not both.", param_hint="'--steps'")
     if steps is not None and stage == "all":
         raise typer.BadParameter("'all' shares out --minutes; --steps is for one stage.", param_hint="'--steps'")
+
+
+def _check_condition(
+    stage: str, condition: str | None, rank: int | None, data: object | None, decoder_only: bool
+) -> None:
+    if condition is None:
+        if rank is not None:
+            raise typer.BadParameter("goes with --condition.", param_hint="'--rank'")
+        return
+    if stage != "denoiser":
+        raise typer.BadParameter(f"is for the denoiser, not for {stage}.", param_hint="'--condition'")
+    if data is not None or decoder_only:
+        other = "--data" if data is not None else "--decoder-only"
+        raise typer.BadParameter(f"learns from scenes; leave {other} out.", param_hint="'--condition'")
 
 
 def _check_earlier_runs(out: Path, names: tuple[str, ...], resume: bool, overwrite: bool) -> None:
@@ -146,7 +181,8 @@ def _check_earlier_runs(out: Path, names: tuple[str, ...], resume: bool, overwri
     checkpoints = [out / f"{name}.checkpoint" for name in names]
     if resume and len(names) == 1 and not checkpoints[0].is_file():
         raise WeightsError(f"no checkpoint to resume at {checkpoints[0]}", fix="start without --resume")
-    there = [path for path in (*checkpoints, *(out / OUTPUTS[name] for name in names)) if path.is_file()]
+    finished = [out / OUTPUTS.get(name, f"{name}.safetensors") for name in names]
+    there = [path for path in (*checkpoints, *finished) if path.is_file()]
     if there and not (resume or overwrite):
         raise ConfigError(
             f"{there[0]} is there from an earlier run",

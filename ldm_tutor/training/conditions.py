@@ -46,6 +46,7 @@ from ldm_tutor.weights.shipped import resolve
 
 log = logging.getLogger(__name__)
 
+MINUTES = {"layout": 22.0, "inpainting": 13.0, "upscaling": 13.0, "class": 5.0, "semantic": 7.0}  # unless told
 _CHUNK = 2_000  # scenes drawn at once
 _CLEAN = 0.5  # share of small pictures that are shrunk cleanly
 _CLASSES = len(KINDS) + 1  # the last means "no class"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ldm_tutor.config import ClipConfig
-from ldm_tutor.data.folders import CaptionedPictures
+from ldm_tutor.data.captioned import CaptionedPictures
 from ldm_tutor.data.scenes.datasets import ScenePictures, to_float
 from ldm_tutor.losses.contrastive import contrastive_loss
 from ldm_tutor.models.clip import Clip
