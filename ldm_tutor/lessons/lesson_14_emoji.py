@@ -20,16 +20,15 @@ log = logging.getLogger(__name__)
 
 # First and last code point of each group. One code point each: no flags, no skin tones, no sequences.
 GROUPS: dict[str, tuple[tuple[int, int], ...]] = {
-    "plants and food": ((0x1F330, 0x1F37F),),
-    "more food": ((0x1F950, 0x1F96F),),
+    "fruit": ((0x1F347, 0x1F353),),
+    "plants and food": ((0x1F330, 0x1F346), (0x1F354, 0x1F37F), (0x1F950, 0x1F96F)),
     "animal faces": ((0x1F42D, 0x1F43C),),
     "animals": ((0x1F400, 0x1F42C), (0x1F43D, 0x1F43F), (0x1F980, 0x1F9AE)),
-    "faces": ((0x1F600, 0x1F60F),),
-    "more faces": ((0x1F610, 0x1F644),),
+    "faces": ((0x1F600, 0x1F644),),
     "hearts": ((0x1F493, 0x1F49F),),
     "circles and squares": ((0x1F534, 0x1F535), (0x1F7E0, 0x1F7EB)),
 }
-FEW = ("plants and food", "animal faces", "faces", "hearts", "circles and squares")  # what the U-Net learns to draw
+FEW = ("fruit", "animal faces", "hearts", "circles and squares")  # what the U-Net learns to draw
 
 
 def group_of(codepoints: str) -> str | None:

@@ -18,6 +18,7 @@ from ldm_tutor.models.tokenizer import Tokenizer, split_words
 log = logging.getLogger(__name__)
 
 VOCABULARY = 2048  # at most; a small folder has fewer words
+WARMUP = 50  # steps, at most: a run on some hundred pictures is short
 SHARES = {"autoencoder": 0.15, "clip": 0.08, "denoiser": 0.77}  # of the minutes of `train all --data`
 
 

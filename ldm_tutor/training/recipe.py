@@ -30,6 +30,7 @@ from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.training.learner import pick_device, pick_dtype
 from ldm_tutor.training.loop import Budget, Stage, run_stage
 from ldm_tutor.training.own_pictures import SHARES as OWN_SHARES
+from ldm_tutor.training.own_pictures import WARMUP as OWN_WARMUP
 from ldm_tutor.training.own_pictures import fingerprint, own_config, own_pictures, own_tokens, ready_for_text
 from ldm_tutor.training.stages.autoencoder import AutoencoderRecipe, AutoencoderStage
 from ldm_tutor.training.stages.clip import ClipStage
@@ -93,6 +94,8 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
     stage = _build(name, options)
     if options.data is not None:
         stage.settings["data"] = fingerprint(_train_pictures(options))
+        for learner in stage.learners.values():
+            learner.warmup = min(learner.warmup, OWN_WARMUP)
     before = _start_of(name, options)
     if before is not None and not resume:
         kind = "judge" if name == "perceptual" else OUTPUTS[name].removesuffix(".safetensors")
