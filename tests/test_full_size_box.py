@@ -4,7 +4,7 @@ import pytest
 
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.lessons.build import SOURCES, read_source
-from ldm_tutor.lessons.full_size import FIGURES, fill, full_size, in_words
+from ldm_tutor.lessons.full_size import FIGURES, fill, full_size, in_words, listed, spelled
 
 
 def test_the_figures_are_the_published_ones():
@@ -12,6 +12,7 @@ def test_the_figures_are_the_published_ones():
     assert told == {
         "unet": "860 million",
         "autoencoder": "84 million",
+        "autoencoder exactly": "83,653,863",
         "text": "123 million",
         "all": "1.07 billion",
         "picture": "512 x 512",
@@ -19,6 +20,13 @@ def test_the_figures_are_the_published_ones():
         "tokens": "77",
         "width": "768",
         "heads": "8",
+        "channels": "320",
+        "multipliers": "1, 2, 4 and 4",
+        "blocks": "two",
+        "attention levels": "three",
+        "text layers": "12",
+        "critic channels": "64",
+        "critic layers": "three",
     }
 
 
@@ -27,6 +35,11 @@ def test_the_figures_are_the_published_ones():
 )
 def test_counts_in_words(number, words):
     assert in_words(number) == words
+
+
+def test_lists_and_small_numbers_in_words():
+    assert (listed([5]), listed([1, 2]), listed((1, 2, 4))) == ("5", "1 and 2", "1, 2 and 4")
+    assert (spelled(0), spelled(2), spelled(12), spelled(13)) == ("no", "two", "twelve", "13")
 
 
 def test_a_text_is_filled():

@@ -190,9 +190,10 @@ for picture, features in (("scene", seen), ("L2", seen_l2)):
     for k, feature in enumerate(features):
         channel = int(seen[k][0].std(dim=(1, 2)).argmax())
         maps.append(signed_map(feature[0, channel], scale=128 // feature.shape[-1]))
-        titles.append(f"{picture}, map {k}: {tuple(feature.shape[1:])}")
+        titles.append(f"{picture}, map {k}")
 show(picture_grid(maps, titles, columns=4, scale=1), alt="Four feature maps of a scene, and below of its L2 "
      "reconstruction: edges first, blobs later; the lower row has fainter edges.")  # fmt: skip
+print("shapes of the maps:", [tuple(feature.shape[1:]) for feature in seen])
 
 # %% [markdown]
 # Write the distance of two feature maps as a loop over positions first, so that you see every vector:
@@ -665,9 +666,10 @@ print({name: f"{share:.0%}" for name, share in passing.items()})
 #
 # ## At full size
 #
-# > **At full size.** The critic of Stable Diffusion's autoencoder is this class with 64 channels and three strided
-# > layers. It joins at step 50,001 with the weight 0.5. Its autoencoder has 83,653,863 parameters and is trained with
-# > Adam, betas (0.5, 0.9), the same learning rate for both networks.
+# > **At full size.** The critic of Stable Diffusion's autoencoder is this class with {{full critic channels}} channels
+# > and {{full critic layers}} strided layers. It joins at step 50,001 with the weight 0.5. Its autoencoder has
+# > {{full autoencoder exactly}} parameters and is trained with Adam, betas (0.5, 0.9), the same learning rate for both
+# > networks.
 
 # %%
 with torch.device("meta"):  # shapes without numbers: nothing is computed

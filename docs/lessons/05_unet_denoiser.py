@@ -747,15 +747,15 @@ live(look, ALT, caption=describe, **sliders, scene=(0, 2, 1))
 
 # %%
 shown = [(n, t) for t in (400, 600, 800) for n in (0, 400, 1600, 6400)]
-figure = picture_grid([made[each][1] for each in shown], [f"{n:,} steps, t = {t}" for n, t in shown], 4, scale=2)
+figure = picture_grid([made[each][1] for each in shown], [f"{n:,}, t = {t}" for n, t in shown], 4, scale=2)
 show(figure, alt="A green car on a beach: training steps from left to right, times from top down.")
 
 # %% [markdown]
 # ## At full size
 #
-# > **At full size.** Stable Diffusion's U-Net is this class with other numbers: 320 channels times 1, 2, 4 and 4, two
-# > residual blocks per level, attention on the three finest, and sentences of width 768. Build it without memory for
-# > its weights, and count.
+# > **At full size.** Stable Diffusion's U-Net is this class with other numbers: {{full channels}} channels times
+# > {{full multipliers}}, {{full blocks}} residual blocks per level, attention on the {{full attention levels}} finest,
+# > and sentences of width {{full width}}. Build it without memory for its weights, and count.
 
 # %%
 with torch.device("meta"):

@@ -642,8 +642,9 @@ print("without the root, the largest weight grows:", facts["no root of d"][1] > 
 with torch.device("meta"):
     large = UNet(sd_v1().unet)
 cross = [site for site in large.sites() if site.kind == "cross"]
-positions = [(64 // 2**site.level) ** 2 for site in cross]
-cross_numbers = sum(site.num_heads * n * 77 for site, n in zip(cross, positions, strict=True))
+side, tokens = sd_v1().latent_shape[1], sd_v1().clip.text.context_length
+positions = [(side // 2**site.level) ** 2 for site in cross]
+cross_numbers = sum(site.num_heads * n * tokens for site, n in zip(cross, positions, strict=True))
 self_numbers = sum(site.num_heads * n * n for site, n in zip(cross, positions, strict=True))
 print(f"cross-attention layers: {len(cross)}; positions from {min(positions)} to {max(positions)}")
 print(f"all maps of one step in float16: cross {cross_numbers / 2**19:.0f} MiB, self {self_numbers / 2**19:,.0f} MiB")

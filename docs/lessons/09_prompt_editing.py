@@ -643,16 +643,16 @@ print("the most that the autoencoder allows:", round(background_psnr(real, decod
 # %%
 with torch.device("meta"):
     large = UNet(sd_v1().unet)
-sites = large.sites()
-sizes = {site.name: (64 // 2**site.level) ** 2 for site in sites}
+sites, side = large.sites(), sd_v1().latent_shape[1]
+sizes = {site.name: (side // 2**site.level) ** 2 for site in sites}
 small = [site for site in sites if site.kind == "self" and sizes[site.name] <= 256]
 print(f"attention layers: {len(sites)}, of them cross: {sum(site.kind == 'cross' for site in sites)}")
 print(f"self-attention of at most 16 x 16 positions, which is taken over: {len(small)}")
 print(f"cross-attention of 16 x 16, which the local blend looks at: {sum(sizes[s.name] == 256 for s in sites) // 2}")
 
 # %% [markdown]
-# The large model was edited with 50 steps at guidance 7.5, from seeds that were chosen. Its text tower has 12 layers,
-# ours fewer, and both let later tokens read earlier ones.
+# The large model was edited with 50 steps at guidance 7.5, from seeds that were chosen. Its text tower has
+# {{full text layers}} layers, ours fewer, and both let later tokens read earlier ones.
 #
 # > **In the paper.** Hertz et al. 2022 name three edits: word swap, adding a phrase, and attention re-weighting. Their
 # > code takes over self-attention up to 16 x 16 positions and never edits the rows without the sentence. Ours differs

@@ -6,19 +6,20 @@ In a source, `{{full unet}}` becomes "860 million": the parameters of the real c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import nn
 
-from ldm_tutor.config import sd_v1
+from ldm_tutor.config import DiscriminatorConfig, sd_v1
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
 
 _FIGURE = re.compile(r"\{\{full ([^{}]*)\}\}")
+_SMALL = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
 def count(make: Callable[[], nn.Module]) -> int:
@@ -34,6 +35,17 @@ def in_words(number: int) -> str:
     return f"{number / 1e6:.0f} million" if number < 999_500_000 else f"{number / 1e9:.2f} billion"
 
 
+def listed(numbers: Sequence[int]) -> str:
+    """Some numbers as prose has them: "1, 2, 4 and 4"."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def spelled(number: int) -> str:
+    """A small number as a word, a larger one in digits."""
+    return _SMALL[number] if 0 <= number < len(_SMALL) else str(number)
+
+
 def _parts() -> dict[str, Callable[[], nn.Module]]:
     big = sd_v1()
     return {
@@ -46,6 +58,7 @@ def _parts() -> dict[str, Callable[[], nn.Module]]:
 FIGURES: dict[str, Callable[[], str]] = {
     "unet": lambda: in_words(count(_parts()["unet"])),
     "autoencoder": lambda: in_words(count(_parts()["autoencoder"])),
+    "autoencoder exactly": lambda: f"{count(_parts()['autoencoder']):,}",
     "text": lambda: in_words(count(_parts()["text"])),
     "all": lambda: in_words(sum(count(make) for make in _parts().values())),
     "picture": lambda: f"{sd_v1().picture_size} x {sd_v1().picture_size}",
@@ -53,6 +66,13 @@ FIGURES: dict[str, Callable[[], str]] = {
     "tokens": lambda: str(sd_v1().clip.text.context_length),
     "width": lambda: str(sd_v1().unet.context_dim),
     "heads": lambda: str(sd_v1().unet.num_heads),
+    "channels": lambda: str(sd_v1().unet.channels),
+    "multipliers": lambda: listed(sd_v1().unet.channel_mult),
+    "blocks": lambda: spelled(sd_v1().unet.num_res_blocks),
+    "attention levels": lambda: spelled(len(sd_v1().unet.attention_levels)),
+    "text layers": lambda: str(sd_v1().clip.text.num_layers),
+    "critic channels": lambda: str(DiscriminatorConfig().channels),
+    "critic layers": lambda: spelled(DiscriminatorConfig().num_layers),
 }
 
 
