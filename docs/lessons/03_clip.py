@@ -606,8 +606,8 @@ print("left and right swapped: wrong at least every fourth time:", preferred["le
 # %% [markdown]
 # Which words are there: known. Where a thing stands and how large it is: known, or the near twins could not be told
 # apart. Which colour belongs to which object, called **binding**: mostly known. But who stands to the left of whom,
-# when only the two names change places: little better than a coin. Why? Two thirds of the sentences say a place or a
-# side. But the loss only asks to tell the sentences *of one batch* apart. Count how often that takes the place:
+# when only the two names change places: no more often right than a coin. Why? Two thirds of the sentences say a place
+# or a side. But the loss only asks to tell the sentences *of one batch* apart. Count how often that takes the place:
 
 # %%
 says, needed = kit.need_of_place(told)

@@ -518,7 +518,7 @@ short = {(name, n): run(name, n) for name in ("ddim", "dpm++") for n in (4, 8, 1
 near = {key: psnr(each, target) for key, each in short.items()}
 gains = [float(near[name, 16].median() - near[name, 4].median()) for name in ("ddim", "dpm++")]
 print("from 4 to 16 steps, both come more than 3 dB nearer:", min(gains) > 3)
-titles = [f"{name}, {n} steps, {float(each.median()):.0f} dB" for (name, n), each in near.items()]
+titles = [f"{name} {n}, {float(each.median()):.0f} dB" for (name, n), each in near.items()]
 rows = [*list(short.values())[:3], target, *list(short.values())[3:], target]
 alt = "Two rows, DDIM and DPM-Solver++ with 4, 8 and 16 steps: both come ever closer to the run of 64 steps."
 look([each[:1] for each in rows], [*titles[:3], "64 steps", *titles[3:], "64 steps"], 4, alt)

@@ -309,7 +309,7 @@ figure = picture_grid([overlay(picture, heads.mean(0)[:, cat_place].unflatten(0,
 show(figure, alt="The scene coloured by the map of cat, mean and single heads, with the true outline of the cat.")
 
 # %% [markdown]
-# Yellow is where the most of a position's look goes to *cat*, dark blue where the least. The white line is the true
+# Yellow is where most of a position's look goes to *cat*, dark blue where least. The white line is the true
 # cat, which the network has never been told. This is one picture in one layer, so do not believe it yet.
 #
 # ## Step 5: the transformer block
@@ -321,7 +321,7 @@ show(figure, alt="The scene coloured by the map of cat, mean and single heads, w
 # %%
 figure = flow_diagram(
     ["feature map", "self-\nattention", "cross-\nattention", "feed-\nforward", "feature map"],
-    ["h x w rows", "+", "+", "+"],
+    ["rows", "+", "+", "+"],
     networks={1, 2, 3},
     inputs={2: "sentence: K and V"},
 )

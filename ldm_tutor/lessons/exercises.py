@@ -33,7 +33,7 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         sign, color = _SIGNS[self.state]
-        text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(self.message))
+        text = _marked_up(self.message)
         label = f'<span aria-hidden="true">{sign}</span> <b>{self.state}</b>'
         return f'<div role="status" style="{_BORDER.format(color)}">{label} {text}</div>'
 
@@ -134,7 +134,7 @@ class Exercise:
         name = html.escape(self.name.replace("_", " "))
         return (
             f'<div style="{_BORDER.format("#0072B2")}"><b>Exercise: {name}</b> <small>({facts})</small>'
-            f"<br>{html.escape(self.task)}</div>"
+            f"<br>{_marked_up(self.task)}</div>"
         )
 
 
@@ -155,4 +155,9 @@ def _block(text: str) -> str:
     """HTML of a hint: code keeps its lines, a sentence is a paragraph."""
     if "\n" in text or text.startswith(("def ", "answer")):
         return f"<pre>{html.escape(text)}</pre>"
-    return f"<p>{html.escape(text)}</p>"
+    return f"<p>{_marked_up(text)}</p>"
+
+
+def _marked_up(text: str) -> str:
+    """HTML of a sentence; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
