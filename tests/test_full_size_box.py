@@ -27,6 +27,12 @@ def test_the_figures_are_the_published_ones():
         "text layers": "12",
         "critic channels": "64",
         "critic layers": "three",
+        "layout unet": "246 million",
+        "layout encoder": "55 million",
+        "layout tokens": "92",
+        "layout boxes": "30",
+        "layout grid": "90 x 90",
+        "hole channels": "nine",
     }
 
 

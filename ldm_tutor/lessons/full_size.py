@@ -13,11 +13,15 @@ import torch
 from torch import nn
 
 from ldm_tutor.config import DiscriminatorConfig, sd_v1
+from ldm_tutor.data.boxes import BoxVocabulary
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.layout_encoder import LayoutEncoder
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
+from ldm_tutor.presets import layout2img, sd_v1_inpainting
 
+PUBLISHED_BOXES = BoxVocabulary(size=8192, max_boxes=30, crop=True)  # those of the layout model
 _FIGURE = re.compile(r"\{\{full ([^{}]*)\}\}")
 _SMALL = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -73,6 +77,12 @@ FIGURES: dict[str, Callable[[], str]] = {
     "text layers": lambda: str(sd_v1().clip.text.num_layers),
     "critic channels": lambda: str(DiscriminatorConfig().channels),
     "critic layers": lambda: spelled(DiscriminatorConfig().num_layers),
+    "layout unet": lambda: in_words(count(lambda: UNet(layout2img().unet))),
+    "layout encoder": lambda: in_words(count(lambda: LayoutEncoder(layout2img().condition))),  # type: ignore[arg-type]
+    "layout tokens": lambda: str(PUBLISHED_BOXES.length),
+    "layout boxes": lambda: str(PUBLISHED_BOXES.max_boxes),
+    "layout grid": lambda: f"{PUBLISHED_BOXES.grid} x {PUBLISHED_BOXES.grid}",
+    "hole channels": lambda: spelled(sd_v1_inpainting().unet.in_channels),
 }
 
 

@@ -76,6 +76,7 @@ NOTATION = {
     "a_own": Symbol("A^*", "probs[target]", "the target's own map"),
     "p_mapper": Symbol("P", "mapper", "which token of the source each token of the target takes from, $m \\times m$"),
     "alpha_take": Symbol(r"\alpha", "table[step]", "per token: 1 takes the source's map, 0 keeps the own"),
+    "mask_hole": Symbol("m", "hole", "1 where the hole is, 0 where the picture is known"),
     "mean_a": Symbol(r"\mu_a, \mu_b", "a.mean(dim=0), b.mean(dim=0)", "the mean feature vector of each set"),
     "cov_a": Symbol(
         "C_a, C_b", "torch.cov(a.T), torch.cov(b.T)", "the covariance of each set's features, $d \\times d$"
@@ -151,6 +152,15 @@ GLOSSARY = (
     Term("Re-weighting", "multiplying the look that a word gets", "prompt_editing"),
     Term("Local blend", "taking the source's latents outside of the changed words' places", "prompt_editing"),
     Term("Null-text inversion", "adjusting the empty sentence until a guided drawing follows a path", "prompt_editing"),
+    Term("Channel", "one number per place, laid beside the latents", "other_conditions"),
+    Term("Layout", "boxes with what is to stand in each", "other_conditions"),
+    Term("IoU", "what two boxes share over what they cover together", "other_conditions"),
+    Term("Mask", "a picture of 1 in the hole and 0 elsewhere", "other_conditions"),
+    Term("Inpainting", "filling a hole so that it fits its surroundings", "other_conditions"),
+    Term("Super-resolution", "drawing a large picture of which the small one is the shrunk form", "other_conditions"),
+    Term("Degradation", "what makes a good picture a bad small one", "other_conditions"),
+    Term("Tile", "one of the overlapping parts in which a large picture is drawn", "other_conditions"),
+    Term("Low-rank difference", "two thin matrices whose product is added to a weight", "other_conditions"),
     Term("Fréchet distance", "how far two Gaussians are apart, in mean and covariance", "measuring"),
     Term("FID", "the Fréchet distance of a feature network's vectors, drawn against real", "measuring"),
     Term("Floor", "what a measure says about real pictures against real pictures", "measuring"),
