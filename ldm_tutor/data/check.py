@@ -132,33 +132,24 @@ def _remarks(check: FolderCheck, most: int) -> list[str]:
     lines = []
     doubles = sum(len(names) - 1 for names in check.same_picture)
     if doubles:
-        lines.append(f"{doubles} pictures are copies of another: {'; '.join(map(_pair, check.same_picture[:most]))}")
+        lines.append(f"copies of another picture: {doubles} ({'; '.join(map(_pair, check.same_picture[:most]))})")
     if check.same_caption:
         often = sorted(check.same_caption.items(), key=lambda each: -len(each[1]))[:most]
-        told = ", ".join(f"{caption[:40]!r} x {len(names)}" for caption, names in often)
-        lines.append(f"{len(check.same_caption)} captions stand with more than one picture: {told}")
-    if check.too_long:
-        lines.append(
-            f"{len(check.too_long)} captions are longer than {check.context_length - 2} tokens, and their ends are cut "
-            f"off in training: {list_names(check.too_long, most)}"
-        )
-    if check.small:
-        lines.append(
-            f"{len(check.small)} pictures are smaller than {check.side} pixels and enlarged: "
-            f"{list_names(check.small, most)}"
-        )
-    if check.narrow:
-        lines.append(
-            f"{len(check.narrow)} pictures are more than twice as long as wide, and lose more than half: "
-            f"{list_names(check.narrow, most)}"
-        )
+        told = ", ".join(f"{caption[:60]!r} x {len(names)}" for caption, names in often)
+        lines.append(f"captions with more than one picture: {len(check.same_caption)} ({told})")
+    for what, found in (
+        (f"captions longer than {check.context_length - 2} tokens, whose ends training cuts off", check.too_long),
+        (f"pictures smaller than {check.side} pixels, which are enlarged", check.small),
+        ("pictures more than twice as long as wide, of which less than half is used", check.narrow),
+    ):
+        lines += [f"{what}: {len(found)} ({list_names(found, most)})"] if found else []
     if check.token_lengths and check.rare_words:
         share = len(check.rare_words) / check.num_words
-        lines.append(f"{share:.0%} of the words stand with one picture alone: {list_names(check.rare_words, most)}")
+        lines.append(f"words that one picture alone has: {share:.0%} ({list_names(check.rare_words, most)})")
     if check.num_captioned < 1000:
         lines.append(
-            f"{check.num_captioned} captioned pictures: a U-Net will learn them by heart; measure that "
-            "(nearest training picture) before you call anything new"
+            f"pictures with a caption: {check.num_captioned}, few enough for a U-Net to learn them by heart; "
+            "measure that (nearest training picture) before you call anything new"
         )
     return lines
 
