@@ -86,7 +86,7 @@ def _opened(source: Source, side: int | None) -> Iterator[Image.Image]:
     if side is not None and (isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= MOST_SIDE):
         raise ConfigError("open_picture: side", given=side, expected=f"a whole number from 1 to {MOST_SIDE}")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        name, data = "the picture", bytes(source)
+        name, data = "the file", bytes(source)
         if len(data) > MOST_BYTES:
             raise _too_heavy(name, len(data))
         file: Any = io.BytesIO(data)

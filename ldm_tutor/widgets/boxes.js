@@ -53,7 +53,8 @@ function render({ model, el }) {
     "Drag on the square: a new box (with Shift also on top of another). Drag a box or its handles to change it. "
     + "By key: Tab to a box; arrows move it, Shift and arrows change its size, Delete removes it.");
   const list = make("ol", { class: "ldm-list", "aria-label": "the boxes as numbers" });
-  el.append(bar, sheet, alert, said, help, list);
+  const head = ["", "kind", ...Object.values(EDGES), "in %"].map((name) => make("span", {}, name));
+  el.append(bar, sheet, alert, said, help, make("div", { class: "ldm-head", "aria-hidden": "true" }, ...head), list);
 
   const items = []; // one per box: its group on the sheet and its row in the list, kept while the box changes
 
@@ -133,8 +134,7 @@ function render({ model, el }) {
     drop.addEventListener("click", () => remove(number));
     const chip = make("span", { class: "ldm-chip", "aria-hidden": "true" }, String(number + 1));
     chip.style.borderColor = colors[number % colors.length];
-    const cells = Object.values(EDGES).map((name, k) => make("label", {}, `${name} `, inputs[k]));
-    const row = make("li", {}, chip, kind, ...cells, drop);
+    const row = make("li", {}, chip, kind, ...inputs, drop);
     return { group, ...parts, handles, kind, inputs, row };
   }
 

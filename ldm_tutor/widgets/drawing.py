@@ -23,6 +23,7 @@ SHEET = "#F2F2F2"  # an empty square
 WAIT = "Drawing takes some seconds ..."
 WRAP = {"flex_flow": "row wrap", "align_items": "flex-start"}
 _LABEL = {"description_width": "initial"}
+_TEXT = "margin:.2em 0;line-height:1.4"
 
 
 class DrawingStudio:
@@ -63,11 +64,12 @@ class DrawingStudio:
 
     def arrange(self, *above: Any) -> Any:
         """Return the view: `above` (a sheet and its controls) beside the picture, and the settings under them."""
-        narrow = ipywidgets.Layout(max_width="480px", margin="0 16px 0 0")
-        result = ipywidgets.VBox([self.picture, self.outline, self.caption], layout=narrow)
+        left = ipywidgets.VBox([*above], layout=ipywidgets.Layout(max_width="380px", margin="0 10px 0 0"))
+        narrow = ipywidgets.Layout(max_width=f"{self.side + 8}px")
+        right = ipywidgets.VBox([self.outline, self.picture, self.caption], layout=narrow)
         return ipywidgets.VBox(
             [
-                ipywidgets.Box([ipywidgets.VBox([*above], layout=narrow), result], layout=ipywidgets.Layout(**WRAP)),
+                ipywidgets.Box([left, right], layout=ipywidgets.Layout(**WRAP)),
                 self.sentence,
                 ipywidgets.Box([self.seed, self.num_steps, self.guidance], layout=ipywidgets.Layout(**WRAP)),
                 ipywidgets.Box([self.draw, self.progress], layout=ipywidgets.Layout(**WRAP)),
@@ -153,13 +155,13 @@ class DrawingStudio:
 
     def _tell(self, told: str) -> None:
         """Put words under the picture, and into its alternative text."""
-        self.caption.value = f'<p role="status" aria-live="polite" style="margin:.2em 0">{html.escape(told)}</p>'
+        self.caption.value = f'<p role="status" aria-live="polite" style="{_TEXT}">{html.escape(told)}</p>'
         self.names.alts = [told]
 
     def _say(self, *lines: str, alert: bool = False) -> None:
         text = "<br>".join(map(html.escape, lines))
         self.status.value = (
-            f'<p role="{"alert" if alert else "status"}" aria-live="polite" style="margin:.2em 0">{text}</p>'
+            f'<p role="{"alert" if alert else "status"}" aria-live="polite" style="{_TEXT}">{text}</p>'
         )
 
     def must_draw(self, place: str) -> None:
