@@ -258,6 +258,7 @@ class ConditionConfig(Config):
     kind: str
     unet: UNetConfig
     rank: int = 16
+    convolutions: bool = True  # differences to them too, not only to what is in transformers
     extra_channels: int = 0
     boxes: BertEncoderConfig | None = None
     classes: ClassEncoderConfig | None = None

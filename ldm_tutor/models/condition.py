@@ -16,7 +16,7 @@ from torch import nn
 from ldm_tutor.config import ConditionConfig, UNetConfig
 from ldm_tutor.models.class_encoder import ClassEncoder
 from ldm_tutor.models.layout_encoder import LayoutEncoder
-from ldm_tutor.models.low_rank import Differences, weight_shapes
+from ldm_tutor.models.low_rank import GAIN, Differences, weight_shapes
 from ldm_tutor.models.semantic_encoder import SemanticEncoder
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.shapes import Tensor
@@ -42,7 +42,10 @@ class Condition(nn.Module):
         elif config.labels is not None:
             self.encoder = SemanticEncoder(config.labels)
         with torch.device("meta"):
-            shapes = weight_shapes(UNet(config.unet), skip=(_IN,))
+            shapes = weight_shapes(UNet(config.unet))
+        del shapes[f"{_IN}.weight"]
+        if not config.convolutions:
+            shapes = {name: shape for name, shape in shapes.items() if ".transformers." in name}
         self.differences = Differences(shapes, config.rank) if config.rank else None
         self.unet = None if config.rank else UNet(steered_config(config))
         self.new_channels: nn.Parameter | None = None
@@ -89,6 +92,9 @@ def _widened(base: Mapping[str, Tensor], new: Tensor | None, config: ConditionCo
     weights = dict(base)
     if config.extra_channels:
         old = weights[f"{_IN}.weight"]
-        more = old.new_zeros(len(old), config.extra_channels, *old.shape[2:]) if new is None else new.to(old.dtype)
+        if new is None:
+            more = old.new_zeros(len(old), config.extra_channels, *old.shape[2:])
+        else:
+            more = (GAIN * new).to(old.dtype)
         weights[f"{_IN}.weight"] = torch.cat([old, more], dim=1)
     return weights

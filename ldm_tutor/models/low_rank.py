@@ -61,10 +61,10 @@ class Differences(nn.Module):
         return merged
 
 
-def weight_shapes(network: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every weight of linear layers and convolutions, but those called in `skip`."""
+def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every weight of linear layers and convolutions."""
     found = {}
     for name, module in network.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and name not in skip:
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
             found[f"{name}.weight"] = tuple(module.weight.shape)
     return found

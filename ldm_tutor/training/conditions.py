@@ -59,7 +59,7 @@ def condition_config(kind: str, unet: UNetConfig, rank: int | None = None) -> Co
     if kind not in CONDITIONS:
         raise ConfigError("condition", given=kind, expected=f"one of {CONDITIONS}")
     rank = RECIPES[kind].rank if rank is None else rank
-    config = ConditionConfig(kind=kind, unet=unet, rank=rank)
+    config = ConditionConfig(kind=kind, unet=unet, rank=rank, convolutions=RECIPES[kind].convolutions)
     width = unet.context_dim or 0
     if kind == "layout":
         boxes = BertEncoderConfig(
