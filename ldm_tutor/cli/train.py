@@ -81,6 +81,20 @@ def train(
     rank: Annotated[
         int | None, whole("--rank", 0, 512, "Of the condition's differences to the U-Net; 0: all weights.")
     ] = None,
+    batch: Annotated[
+        int | None,
+        whole("--batch", 1, 1_000_000, "For the denoiser: rows of a batch, of all processes together; otherwise 32."),
+    ] = None,
+    accumulate: Annotated[
+        int, whole("--accumulate", 1, 100_000, "For the denoiser: pieces in which a process computes its rows.")
+    ] = 1,
+    lr_rule: Annotated[
+        Literal["fixed", "linear", "root"],
+        typer.Option(help="What another --batch does to the learning rate: nothing, in proportion, or as its root."),
+    ] = "fixed",
+    save_every: Annotated[
+        float, typer.Option(metavar="X", min=0.0, help="Seconds from one checkpoint to the next.")
+    ] = 120.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no news.")] = False,
 ) -> None:
     """Train one stage of the model, or all of them.
@@ -88,6 +102,10 @@ def train(
     In this order: perceptual (a small network by whose features pictures are compared), judge (reads from a picture
     what is in it), autoencoder (needs perceptual), clip, denoiser (the U-Net; needs autoencoder and clip). Ctrl-C
     writes a checkpoint, and --resume goes on from it with the same numbers as if nothing had happened.
+
+    On several GPUs, or several processes of the CPU, accelerate launch starts the same command; the denoiser's batches
+    are then shared out:  accelerate launch --multi_gpu --num_processes 2 --rdzv_backend c10d --max_restarts 3
+    -m ldm_tutor.cli.main train denoiser ...  A run that is killed goes on from its checkpoint.
     """
     _check_budget(stage, minutes, steps)
     _check_condition(stage, condition, rank, data, decoder_only)
@@ -95,31 +113,45 @@ def train(
         raise typer.BadParameter("with --resume nothing is overwritten; choose one.", param_hint="'--overwrite'")
     out = check_folder(out)
     keep_freed_memory()
-    if not quiet:
-        _show_news()
     chosen = str(usable_device(device))
 
     import torch
 
+    from ldm_tutor.training.learner import pick_device
     from ldm_tutor.training.loop import Budget
-    from ldm_tutor.training.recipe import OWN_SHARES, SHARES, TrainingOptions, train_all, train_stage
+    from ldm_tutor.training.processes import join
+    from ldm_tutor.training.recipe import BATCH_SIZE, OWN_SHARES, SHARES, TrainingOptions, train_all, train_stage
 
     if threads is not None:
         torch.set_num_threads(threads)
     names = (tuple(SHARES) if data is None else tuple(OWN_SHARES)) if stage == "all" else (stage,)
     names = names if condition is None else (condition,)
-    _check_earlier_runs(out, names, resume, overwrite)
+    team = join("cpu" if pick_device(chosen).type == "cpu" else device)
+    if not quiet and team.is_main:
+        _show_news()
+    if condition is not None and team.size > 1:
+        raise ConfigError("--condition trains in one process", given=team.size, fix="start it without accelerate")
+    if team.num_restarts and _began(out, names, team.launched_at):
+        resume, overwrite = True, False
+    with team.main_first():
+        if team.is_main:
+            _check_earlier_runs(out, names, resume, overwrite)
     options = TrainingOptions(
         folder=out,
         seed=seed,
-        device=chosen,
+        device=team.device(chosen),
         precision=precision,
         num_scenes=num_scenes,
         num_workers=workers,
-        show_progress=not quiet,
+        show_progress=not quiet and team.is_main,
         start_from=start_from,
         decoder_only=decoder_only,
         data=data,
+        batch_size=batch or BATCH_SIZE,
+        accumulate=accumulate,
+        lr_rule=lr_rule,
+        save_every=save_every,
+        team=team,
     )
     written: list[Path] = []
     try:
@@ -142,6 +174,9 @@ def train(
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
+    team.leave()
+    if not team.is_main:
+        return
     for path in written:
         print(path)
     if condition is None:
@@ -190,6 +225,14 @@ def _check_earlier_runs(out: Path, names: tuple[str, ...], resume: bool, overwri
         )
     for path in there if overwrite else ():
         path.unlink()
+
+
+def _began(out: Path, names: tuple[str, ...], since: float) -> bool:
+    """Whether something of these stages has been written since the launch: then a restarted run goes on from there."""
+    from ldm_tutor.training.recipe import OUTPUTS
+
+    paths = [out / f"{name}.checkpoint" for name in names] + [out / OUTPUTS[name] for name in names if name in OUTPUTS]
+    return any(path.is_file() and path.stat().st_mtime >= since for path in paths)
 
 
 def _what_next(out: Path) -> str:

@@ -23,6 +23,7 @@ import torch
 from ldm_tutor.errors import ConfigError, TutorError
 from ldm_tutor.training.checkpoint import read_checkpoint, write_checkpoint
 from ldm_tutor.training.learner import Learner
+from ldm_tutor.training.processes import ALONE, Team, local
 from ldm_tutor.weights.files import atomic_file
 
 
@@ -89,12 +90,14 @@ def train(
     resume: bool = False,
     save_every: float = 120.0,
     notes: dict[str, Any] | None = None,
+    team: Team = ALONE,
 ) -> Generator[StepRecord, None, None]:
     """Yield one record per step until the budget is used up; write a checkpoint every `save_every` seconds.
 
     The checkpoint is `folder/<stage>.checkpoint`; closing the generator writes one too. A step that breaks off half
     done, or leaves weights that are no numbers, is never saved. `notes` is kept in the checkpoint as it is after each
-    step, and filled from it when the run is resumed.
+    step, and filled from it when the run is resumed. In a team the first process decides when to save and when to
+    end, and writes; a checkpoint fits a team of any size.
     """
     path = folder / f"{stage.name}.checkpoint"
     settings = {**stage.settings, "seed": seed}
@@ -117,15 +120,18 @@ def train(
 
     def save() -> None:
         for name, learner in stage.learners.items():
-            if not all(bool(value.isfinite().all()) for value in learner.network.parameters()):
+            bad = not all(bool(local(value).isfinite().all()) for value in learner.network.parameters())
+            if team.any(bad) if team.sharded else bad:
                 raise broke(f"a weight of {name} is")
         state: dict[str, Any] = {"stage": stage.name, "settings": settings, "step": step, "seconds": seconds}
-        state["learners"] = {name: learner.state_dict() for name, learner in stage.learners.items()}
-        write_checkpoint(path, {**state, "notes": notes or {}})
+        if team.is_main or team.sharded:
+            state["learners"] = {name: learner.state_dict() for name, learner in stage.learners.items()}
+        if team.is_main:
+            write_checkpoint(path, {**state, "notes": notes or {}})
 
     whole = True  # no step is half done
     try:
-        while (progress := budget.progress(step, seconds)) < 1:
+        while (progress := team.lead(budget.progress(step, seconds))) < 1:
             whole = False
             values = stage.train_step(step_generator(seed, step), progress)
             step, seconds = step + 1, time.perf_counter() - start
@@ -134,7 +140,7 @@ def train(
                 raise broke(f"{', '.join(broken)} is")
             whole = True
             yield StepRecord(step, step * stage.batch_size, seconds, budget.progress(step, seconds), values)
-            if seconds - saved_at > save_every:
+            if team.lead(float(seconds - saved_at > save_every)):
                 save()
                 saved_at, saved_step = seconds, step
                 start = time.perf_counter() - seconds  # writing does not count as training time
@@ -179,11 +185,16 @@ def run_stage(
     resume: bool = False,
     log_every: int = 25,
     show_progress: bool = True,
+    save_every: float = 120.0,
+    team: Team = ALONE,
 ) -> list[Path]:
     """Train to the end with a progress bar, `<stage>.csv` and TensorBoard logs; return the written weights' paths.
 
-    Ctrl-C stops after writing a checkpoint and raises KeyboardInterrupt.
+    Ctrl-C stops after writing a checkpoint and raises KeyboardInterrupt. Of a team the first process alone writes.
     """
+    if not team.is_main:
+        records = train(stage, budget, folder, seed=seed, resume=resume, save_every=save_every, team=team)
+        return _follow_along(stage, records, team)
     from torch.utils.tensorboard import SummaryWriter
     from tqdm.auto import tqdm
 
@@ -198,7 +209,7 @@ def run_stage(
         _drop_rows(log_path, first)
     window: dict[str, Any] = {"sums": {}, "count": 0}  # since the last row of the log
     record = None
-    records = train(stage, budget, folder, seed=seed, resume=resume, notes=window)
+    records = train(stage, budget, folder, seed=seed, resume=resume, save_every=save_every, notes=window, team=team)
     with (
         open(log_path, "a" if resume else "w", newline="", encoding="utf-8") as log_file,
         SummaryWriter(str(folder / "tensorboard" / stage.name), purge_step=first) as board,
@@ -227,13 +238,27 @@ def run_stage(
                 rate = record.samples / record.seconds
                 bar.set_postfix_str(f"{rate:.0f}/s " + " ".join(f"{k} {v:.3g}" for k, v in means.items()))
                 window.update(sums={}, count=0)
-            if interrupted():
+            if team.any(interrupted()):
                 records.close()  # it writes the checkpoint
                 raise KeyboardInterrupt
+    for learner in stage.learners.values():
+        learner.gather()
     history: dict[str, Any] = {"seed": seed}
     if record is not None:
         history |= {"steps": record.step, "samples": record.samples, "seconds": round(record.seconds, 1)}
     return stage.finish(folder, history)
+
+
+def _follow_along(stage: Stage, records: Generator[StepRecord, None, None], team: Team) -> list[Path]:
+    """Train beside the first process: the same steps, nothing written."""
+    with deferred_interrupt() as interrupted:
+        for _ in records:
+            if team.any(interrupted()):
+                records.close()
+                raise KeyboardInterrupt
+    for learner in stage.learners.values():
+        learner.gather()
+    return []
 
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"

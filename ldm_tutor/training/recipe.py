@@ -5,6 +5,7 @@ Every stage can be trained alone; it then takes what it needs from the same fold
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -27,14 +28,15 @@ from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.losses.reconstruction import PerceptualDistance
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.tokenizer import Tokenizer
-from ldm_tutor.training.learner import pick_device, pick_dtype
+from ldm_tutor.training.learner import LR_RULES, pick_device, pick_dtype, scaled_lr
 from ldm_tutor.training.loop import Budget, Stage, run_stage
 from ldm_tutor.training.own_pictures import SHARES as OWN_SHARES
 from ldm_tutor.training.own_pictures import WARMUP as OWN_WARMUP
 from ldm_tutor.training.own_pictures import fingerprint, own_config, own_pictures, own_tokens, ready_for_text
+from ldm_tutor.training.processes import ALONE, Team
 from ldm_tutor.training.stages.autoencoder import AutoencoderRecipe, AutoencoderStage
 from ldm_tutor.training.stages.clip import ClipStage
-from ldm_tutor.training.stages.denoiser import DenoiserStage, cache_moments
+from ldm_tutor.training.stages.denoiser import BATCH_SIZE, PEAK_LR, DenoiserStage, cache_moments
 from ldm_tutor.training.stages.judge import JudgeStage
 from ldm_tutor.weights.files import atomic_file, load_model, read_header
 from ldm_tutor.weights.shipped import resolve
@@ -60,6 +62,9 @@ class TrainingOptions:
     `start_from`: a folder of weights to train further, instead of random first weights. `decoder_only`: the
     autoencoder's encoder stays as it is, and with it the latents that a U-Net knows. `data`: pictures and captions
     to learn from instead of scenes, a folder or what else `ldm_tutor.data.folders` reads.
+
+    For the denoiser: `batch_size` rows in all, shared by the `team`, by each of it in `accumulate` pieces; `lr_rule`:
+    what another batch size does to the learning rate. A checkpoint is written every `save_every` seconds.
     """
 
     folder: Path
@@ -73,8 +78,16 @@ class TrainingOptions:
     decoder_only: bool = False
     config: ModelConfig | None = None
     data: str | None = None
+    batch_size: int = BATCH_SIZE
+    accumulate: int = 1
+    lr_rule: str = "fixed"
+    save_every: float = 120.0
+    team: Team = ALONE
 
     def __post_init__(self) -> None:
+        self.team.pieces(self.batch_size, self.accumulate)  # refuses what does not go round
+        if self.lr_rule not in LR_RULES:
+            raise ConfigError("--lr-rule", given=self.lr_rule, expected=f"one of {LR_RULES}")
         if self.num_scenes < 64:
             raise ConfigError("--num-scenes", given=self.num_scenes, expected="64 or more")
         if self.decoder_only and self.start_from is None:
@@ -90,6 +103,8 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
     """Train one stage of STAGES within `budget`; return the paths of the weights it wrote."""
     if name not in STAGES:
         raise ConfigError("stage", given=name, expected=f"one of {STAGES} or all")
+    if options.team.size > 1 and name != "denoiser":
+        return _by_the_first(name, budget, options, resume)
     torch.manual_seed(options.seed)  # first weights
     stage = _build(name, options)
     if options.data is not None:
@@ -102,8 +117,29 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
         learner = next(iter(stage.learners.values()))
         learner.load_weights(load_model(_needed(before, name), kind))
     return run_stage(
-        stage, budget, options.folder, seed=options.seed, resume=resume, show_progress=options.show_progress
+        stage,
+        budget,
+        options.folder,
+        seed=options.seed,
+        resume=resume,
+        show_progress=options.show_progress,
+        save_every=options.save_every,
+        team=options.team,
     )
+
+
+def _by_the_first(name: str, budget: Budget, options: TrainingOptions, resume: bool) -> list[Path]:
+    """Train a stage in the first process alone: the rows of its batches need each other, and it is short.
+
+    CLIP compares every row with every other, the critic's norms take means over the batch, the judge divides by the
+    number of objects in it.
+    """
+    written: list[Path] = []
+    with options.team.main_first():
+        if options.team.is_main:
+            log.info("%s: its batch cannot be shared out; the first process trains, the others wait", name)
+            written = train_stage(name, budget, dataclasses.replace(options, team=ALONE), resume=resume)
+    return written
 
 
 def train_all(minutes: float, options: TrainingOptions, *, resume: bool = False) -> Iterator[tuple[str, list[Path]]]:
@@ -133,6 +169,7 @@ def _build(name: str, options: TrainingOptions) -> Stage:
         )
     device = pick_device(options.device)
     dtype = pick_dtype(options.precision, device)
+    dtype = torch.bfloat16 if options.team.lead(float(dtype == torch.bfloat16)) else torch.float32  # one for all
     model, folder = options.model, options.folder
     if name in ("perceptual", "judge"):
         # The smaller network gets other first weights, so that no measurement is taken with what a loss has used.
@@ -193,6 +230,10 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
         dtype=dtype,
         schedule=options.model.schedule,
         picture_weights=often,
+        batch_size=options.batch_size,
+        peak_lr=scaled_lr(PEAK_LR, options.batch_size, BATCH_SIZE, options.lr_rule),
+        team=options.team,
+        accumulate=options.accumulate,
     )
 
 
@@ -210,6 +251,13 @@ def cached_moments(
     """
     if options.data is not None:
         return cache_moments(autoencoder, _told_pictures(options).pictures, device=device, dtype=dtype)
+    with options.team.main_first():  # one makes the file, the others read it
+        return _kept_moments(options, autoencoder, device, dtype, weights)
+
+
+def _kept_moments(
+    options: TrainingOptions, autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype, weights: Path
+) -> torch.Tensor:
     path = options.folder / "latents.safetensors"
     made_of = {
         "autoencoder": hashlib.sha256(_needed(weights, "autoencoder").read_bytes()).hexdigest(),

@@ -16,7 +16,10 @@ from ldm_tutor.models.unet import UNet
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Context, Float, Tensor, Tokens
 from ldm_tutor.training.learner import Learner
+from ldm_tutor.training.processes import ALONE, Team
 from ldm_tutor.weights.files import save_model
+
+BATCH_SIZE, PEAK_LR = 32, 1e-3  # that go together, for the scenes U-Net
 
 
 @torch.inference_mode()
@@ -42,6 +45,8 @@ class DenoiserStage:
     per picture, of which each step takes one; `empty`: the empty sentence, (1, context_length).
     `balance_steps`: train with `step_weight`; the log shows the plain noise loss all the same.
     `picture_weights`: (n,), how often each picture is taken, relative to the others; all alike without it.
+    `team`: the processes that share each batch, of `batch_size` rows in all; `accumulate`: in how many pieces each of
+    them computes its rows, one after the other, for less memory. Neither changes the numbers beyond rounding.
     """
 
     name = "denoiser"
@@ -58,12 +63,15 @@ class DenoiserStage:
         device: torch.device,
         dtype: torch.dtype,
         schedule: ScheduleConfig | None = None,
-        batch_size: int = 32,
-        peak_lr: float = 1e-3,
+        batch_size: int = BATCH_SIZE,
+        peak_lr: float = PEAK_LR,
         drop_share: float = 0.1,
         balance_steps: bool = True,
         picture_weights: Tensor | None = None,
+        team: Team = ALONE,
+        accumulate: int = 1,
     ) -> None:
+        self.team, self.pieces = team, team.pieces(batch_size, accumulate)
         self.config, self.batch_size, self.device, self.dtype = config, batch_size, device, dtype
         self.moments, self.scale_factor, self.drop_share = moments, scale_factor, drop_share
         self.tokens, self.empty = tokens, empty
@@ -82,7 +90,7 @@ class DenoiserStage:
             "num_pictures": len(moments),
             "precision": str(dtype),
         }
-        self.learner = Learner(UNet(config), peak_lr=peak_lr, device=device, dtype=dtype, warmup=500)
+        self.learner = Learner(UNet(config), peak_lr=peak_lr, device=device, dtype=dtype, warmup=500, team=team)
         self.learners: dict[str, Learner[Any]] = {"unet": self.learner}
 
     @torch.no_grad()
@@ -101,12 +109,16 @@ class DenoiserStage:
         variant = torch.randint(self.tokens.shape[1], (b,), generator=generator)
         dropped = torch.rand(b, generator=generator) < self.drop_share
         tokens = torch.where(dropped[:, None], self.empty, self.tokens[chosen, variant])
-        context = self.context_of(tokens.to(self.device))
-        eps_hat = self.learner.net(x_t.to(self.device, self.dtype), t.to(self.device).float(), context)
-        losses = noise_loss(eps_hat, noise.to(self.device))
-        (self.weights[t].to(self.device) * losses).mean().backward()
+        total = 0.0
+        for rows in self.pieces:  # all processes have drawn the whole batch; each computes its own rows
+            context = self.context_of(tokens[rows].to(self.device))
+            times = t[rows].to(self.device)
+            eps_hat = self.learner.net(x_t[rows].to(self.device, self.dtype), times.float(), context)
+            losses = noise_loss(eps_hat, noise[rows].to(self.device))
+            ((self.weights[t[rows]].to(self.device) * losses).sum() / b).backward()
+            total += losses.sum().item()
         self.learner.step(progress)
-        return {"loss": losses.mean().item()}
+        return {"loss": self.team.total(total) / b}
 
     def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
         path = folder / "unet.safetensors"
