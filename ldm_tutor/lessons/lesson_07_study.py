@@ -5,9 +5,11 @@
 Frozen CLIP; a tower of the same size from random numbers, trained along with the U-Net; the same tower from the same
 random numbers, frozen (the control). Equal in all: pictures, sentences, first weights of the U-Net, random numbers of
 each step, batch, learning rate, number of steps. The arms take turns, from each of STOPS to the next, so that a run
-that ends early is still a fair comparison, and a run that was stopped goes on. Written into data/weights/lesson_07:
-`measured.json` (what the judge finds in pictures drawn for held-out sentences), one strip of pictures and one log of
-the loss for each arm. Some ten minutes of one thread for each arm.
+that ends early is still a fair comparison, and a run that was stopped goes on.
+
+Measured at each stop: what the judge finds in pictures drawn for held-out sentences; and, on held-out scenes, how much
+the noise loss grows when each is told with another scene's sentence. Written into data/weights/lesson_07:
+`measured.json`, and for each arm a strip of pictures and a log of the loss. Some ten minutes of one thread per arm.
 """
 
 from __future__ import annotations
@@ -27,18 +29,20 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from ldm_tutor.data.scenes.datasets import to_float
 from ldm_tutor.data.scenes.sampling import caption_for, sample_scene
 from ldm_tutor.data.scenes.words import parse
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.evaluation import load_judge
-from ldm_tutor.lessons.lesson_05_kit import SEED, encoded_scenes, one_object_scenes
+from ldm_tutor.lessons.lesson_05_kit import SEED, clean_latents, encoded_scenes, losses_at, one_object_scenes
+from ldm_tutor.metrics.figures import mean
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.pipeline import Pipeline, load_pipeline
 from ldm_tutor.plots.figures import figure_style
-from ldm_tutor.shapes import Context, Pictures, Tensor, Tokens
+from ldm_tutor.shapes import Context, Latents, Pictures, Tensor, Tokens
 from ldm_tutor.training.learner import Learner
 from ldm_tutor.training.loop import Budget, train
 from ldm_tutor.training.study import LatentSpace, StudyStage, draw, unet_for
@@ -48,10 +52,11 @@ from ldm_tutor.weights.shipped import resolve, shipped_folder
 Report = dict[str, Any]
 
 ARMS = {"clip": "CLIP, frozen", "along": "random, trained along", "random": "random, frozen"}
-STOPS = (400, 800, 1600, 2400, 3200)  # steps after which the judge looks
-NUM_TEST, NUM_SHOWN = 256, 8  # sentences that are drawn at each stop, and pictures of them that are kept
-BATCH_SIZE, UNET_LR, TEXT_LR, WARMUP = 32, 2e-3, 1e-3, 50  # the text tower's rate is that of CLIP's own training
+STOPS = (200, 400, 800, 1600, 3200)  # steps after which the judge looks
+NUM_TEST, NUM_SHOWN = 128, 8  # sentences that are drawn at each stop, and pictures of them that are kept
+BATCH_SIZE, UNET_LR, TEXT_LR, WARMUP = 16, 2e-3, 1e-3, 50  # the text tower's rate is that of CLIP's own training
 GUIDANCE, DRAWING_STEPS, LOG_EVERY = 3.0, 10, 50
+TIMES = (200, 500, 800)  # at which the noise loss is measured, with the right sentence and with another one
 ASPECTS = ("all", "object", "color", "background")
 _log = logging.getLogger("ldm_tutor.lessons.lesson_07_study")
 
@@ -108,11 +113,21 @@ class Bench:
     tokens: Tensor
     judge: Judge
     captions: list[str]
+    x0: Latents  # of the held-out scenes that the captions tell of
 
     def grade(self, pictures: Pictures) -> Report:
         """Return the shares that the judge finds right, with their intervals."""
         found = attribute_accuracy(read_pictures(self.judge, pictures), [parse(each) for each in self.captions])
         return {name: found[name].to_dict() for name in ASPECTS}
+
+    def listening(self, unet: UNet, context: Context) -> Report:
+        """Return how much the noise loss on held-out scenes grows when each is told with another one's sentence."""
+        noise = torch.randn(self.x0.shape, generator=torch.Generator().manual_seed(SEED + 1))
+        own, other = (
+            torch.stack([losses_at(unet, self.x0, noise, t, each, self.pipeline.schedule) for t in TIMES]).mean(dim=0)
+            for each in (context, context.roll(1, dims=0))
+        )
+        return {"loss": mean(own.tolist()).to_dict(), "gap": mean((other - own).tolist()).to_dict()}
 
 
 def make_bench(scratch: Path) -> Bench:
@@ -121,8 +136,10 @@ def make_bench(scratch: Path) -> Bench:
     moments = encoded_scenes(pipeline, scratch)
     rows = [i for i in range(len(moments)) if len(sample_scene(i, "train", SEED).objects) == 1]
     tokens = pipeline.tokenizer([caption_for(i, "train", SEED) for i in rows])[:, None]
-    captions = one_object_scenes(NUM_TEST).captions
-    return Bench(pipeline, LatentSpace(pipeline.autoencoder), moments[rows], tokens, load_judge(), captions)
+    test = one_object_scenes(NUM_TEST)
+    x0 = clean_latents(pipeline, to_float(test.pictures))
+    space = LatentSpace(pipeline.autoencoder)
+    return Bench(pipeline, space, moments[rows], tokens, load_judge(), test.captions, x0)
 
 
 class Arm:
@@ -165,7 +182,7 @@ class Arm:
         context, empty = reader(tokenizer(bench.captions)), reader(tokenizer.empty(1))
         made = draw(unet, bench.space, context, empty, seeds, num_steps=DRAWING_STEPS, guidance=GUIDANCE)
         _write_strip(self.folder / f"pictures_{self.name}.png", made[:NUM_SHOWN])
-        return bench.grade(made)
+        return bench.grade(made) | bench.listening(unet, context)
 
 
 def study(folder: Path, scratch: Path, stops: Sequence[int] = STOPS, arms: Sequence[str] = tuple(ARMS)) -> Report:
@@ -175,7 +192,7 @@ def study(folder: Path, scratch: Path, stops: Sequence[int] = STOPS, arms: Seque
     running = [Arm(name, bench, folder, scratch) for name in arms]
     report["settings"] = {
         "unet": running[0].stage.config.to_dict(), "num_pictures": len(bench.moments), "num_test": len(bench.captions),
-        "batch_size": BATCH_SIZE, "unet_lr": UNET_LR, "text_lr": TEXT_LR, "guidance": GUIDANCE,
+        "times": list(TIMES), "batch_size": BATCH_SIZE, "unet_lr": UNET_LR, "text_lr": TEXT_LR, "guidance": GUIDANCE,
         "drawing_steps": DRAWING_STEPS, "seed": SEED, "captions": bench.captions[:NUM_SHOWN],
         "parameters": {"unet": _count(running[0].stage.learner.ema), "text": _count(running[0].stage.text_encoder)},
     }  # fmt: skip
