@@ -139,6 +139,21 @@ def test_multiply_adds_of_stable_diffusion():
     assert 4 * one / 1e9 == pytest.approx(1607, abs=0.5)  # the same in GFLOP
 
 
+@pytest.mark.parametrize("name", ["sd_v1", "churches256"])
+def test_multiply_adds_are_those_of_torch_s_own_counter_on_empty_tensors(name):
+    """`work_of` looks at the CPU's fused attention; on the meta device the same network runs other operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = {"sd_v1": sd_v1, **PAPER_MODELS}[name]()
+    config, side = model.unet, model.latent_shape[1:]
+    with torch.device("meta"):
+        unet, latents = UNet(config), torch.empty(1, config.in_channels, *side)
+        context = None if config.context_dim is None else torch.empty(1, 77, config.context_dim)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            unet(latents, torch.empty(1), context)
+    assert 2 * models.multiply_adds(config, side, 77) == counter.get_total_flops() > 1e10
+
+
 def test_multiply_adds_of_a_convolution_by_hand():
     """What one more input channel costs: a 3x3 kernel per output channel and position."""
     config = sd_v1().unet

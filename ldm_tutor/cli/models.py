@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,19 +79,18 @@ def sizes(config: ModelConfig | PaperModel) -> dict[str, Any]:
 
 
 def multiply_adds(config: UNetConfig, side: tuple[int, int], num_tokens: int, batch: int = 1) -> int:
-    """Return the multiplications, each with its addition, of one call of the U-Net on latents of height and width.
-
-    Counted are convolutions, linear layers and the two products of each attention; not norms, softmax or activations.
-    """
+    """Return the multiply-adds of one call of the U-Net on latents of height and width, as `work_of` counts them."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    unet = _empty(config)
-    latents = torch.empty(batch, config.in_channels, *side, device="meta")
-    context = None if config.context_dim is None else torch.empty(batch, num_tokens, config.context_dim, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(latents, torch.empty(batch, device="meta"), context)
-    return counter.get_total_flops() // 2  # a multiply-add is two operations there
+    from ldm_tutor.models.unet import UNet
+    from ldm_tutor.nn.work import work_of
+
+    def make() -> Callable[[], Any]:
+        unet, latents = UNet(config), torch.empty(batch, config.in_channels, *side)
+        context = None if config.context_dim is None else torch.empty(batch, num_tokens, config.context_dim)
+        return lambda: unet(latents, torch.empty(batch), context)
+
+    return work_of(make).multiply_adds
 
 
 @cache

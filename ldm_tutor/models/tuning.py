@@ -20,9 +20,10 @@ SHARE_OF_TILE = 4  # tiles overlap by a quarter of their side
 
 
 def channels_last_pays(network: nn.Module) -> bool:
-    """Say whether convolutions are taken to be faster where the channels of a position lie side by side.
+    """Say whether `tune` lays out the channels of a position side by side: for networks in half precision.
 
-    In half precision, where the matrix units of GPUs and CPUs want them so. In float32 a CPU takes as long either way.
+    A rule of thumb, not a measurement of the machine at hand: it asks for the type of the first convolution's weights
+    and nothing else. `bench/full_size.py` has a row for each layout, which says what it gives here.
     """
     weights = [each.weight for each in network.modules() if isinstance(each, nn.Conv2d)]
     return bool(weights) and weights[0].dtype in (torch.float16, torch.bfloat16)
