@@ -252,8 +252,8 @@ print("an edit to the same sentence changes nothing:", bool((identity[1] - plain
 # ## Turn one knob, and break it
 #
 # For how many steps should the maps be taken over? Too few, and the target goes its own way. Too many, and it may be
-# forced to live where there is no room for it. Turn both shares, up to the deliberate failure at the right end. One
-# source serves all its targets, so each row is one batch.
+# forced to live where there is no room for it. Turn both shares, up to the deliberate failure at the right end. Above
+# each picture stand the two, cross and self. One source serves all its targets, so each row is one batch.
 
 # %%
 SHARES = [(0.0, 0.0), (0.2, 0.0), (0.4, 0.2), (0.8, 0.0), (0.8, 0.4), (1.0, 1.0)]
@@ -263,7 +263,7 @@ for source, target, seed in SWAPS[1:]:
     changes = [Change(source=source, target=target, seed=seed, injection=each) for each in grid]
     first, made = pipe.edit_many(changes, num_steps=STEPS)
     results.append(torch.cat([first[:1], made]))
-titles = ["source", *(f"cross {cross:.0%}, self {self_:.0%}" for cross, self_ in SHARES)]
+titles = ["source", *(f"{cross:.0%}, {self_:.0%}" for cross, self_ in SHARES)]
 ALT = "Three swaps, one per row, with growing shares of injection from left to right; the source stands first."
 show(picture_grid(torch.cat(results), titles * 3, columns=7, scale=2), alt=ALT)
 levels = [[background(row[0], each, old, new) for each in row[1:]] for row, old, new in
@@ -275,7 +275,7 @@ for row, source, line in zip(levels, sources[1:], ("o-", "s--", "^:"), strict=Tr
     axes.plot(range(len(SHARES)), row, line, label=source)
 axes.set_xticks(range(len(SHARES)), [f"{c:.0%}\n{s:.0%}" for c, s in SHARES])
 axes.set(xlabel="share of cross (above) and self (below)", ylabel="background, dB")
-axes.legend(fontsize=9)
+axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
 show(figure, alt="Background PSNR over the shares: it rises with the injection for the rocket, not for the others.")
 views = [read_pictures(judge, row[1:]) for row in results]
 sees = [[seen_thing(view, new) is not None for view in row] for row, new in zip(views, NEW[1:], strict=True)]

@@ -629,7 +629,8 @@ print("FID of f = 4 at 300 steps, between two looks:", "not measured" if middle 
 # > LDM-1 and LDM-2 improve slowly, LDM-32 stops early, LDM-4 to LDM-16 are best, and between LDM-1 and LDM-8 lies a
 # > gap of 38 in FID. Table 6, inpainting: LDM-4 trains on .32 to .35 samples a second where LDM-1 manages .11, and
 # > its FID after six epochs is about 15 to 16 against 24.74.
-# > > What compares with ours? The *order*, and why. Not the numbers: other pictures, other features, 5,000 pictures
+# >
+# > What compares with ours? The *order*, and why. Not the numbers: other pictures, other features, 5,000 pictures
 # > against 128. Not even within the paper: figure 6 has 5,000 samples, table 3 has 50,000, so LDM-4's 10.56 of table
 # > 3 does not go onto the axis of figure 6.
 #

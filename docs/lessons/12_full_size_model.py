@@ -24,6 +24,7 @@
 import dataclasses
 import os
 import tempfile
+import textwrap
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -40,6 +41,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
+# Set-up, from the course's own package (click to open)
 from ldm_tutor.config import sd_v1
 from ldm_tutor.lessons import lesson_12_kit as kit
 from ldm_tutor.lessons import lesson_12_views as views
@@ -726,7 +728,7 @@ budget_explorer(rate, alt="Parameters, memory and multiply-adds of SD v1 for one
 explorer = BudgetExplorer(50e9)
 corner = {"model": "text2img 1.45B", "numbers": "bfloat16", "side": 768, "batch": 4}
 show(explorer.draw(**corner), alt=explorer.caption(**corner))
-print(explorer.caption(**corner))
+print(textwrap.fill(explorer.caption(**corner), 100))
 
 # %% [markdown]
 # ## In the paper, and at full size

@@ -15,8 +15,9 @@ EXERCISES = (
         difficulty=2,
         minutes=5,
         task="You train Stable Diffusion's U-Net (859,520,964 parameters) in float32 with Adam, and keep an average of "
-        "the weights (EMA). How many GB (1e9 bytes) do the numbers take that there is one of for every parameter? "
-        "Leave the working memory, the text encoder and the autoencoder out. One digit after the point is enough.",
+        "the weights (EMA). How many GB (1e9 bytes) do all tensors take that are as large as the weights, the weights "
+        "among them? Leave the working memory, the text encoder and the autoencoder out. One digit after the point is "
+        "enough.",
         hints=(
             "Which numbers does Adam keep for each parameter, beside the parameter and its gradient?",
             "Weight, gradient, Adam's running mean and running mean square, and the average: five, 4 bytes each.",
