@@ -1,9 +1,16 @@
-"""What lesson 10 needs beside its own code: painted scenes, boxes and holes on pictures, and two diagrams."""
+"""What lesson 10 needs beside its own code: painted scenes, boxes and holes on pictures, diagrams, measured figures.
+
+The figures are those that `ldm-tutor evaluate layout | inpainting | upscaling --num 512 --json FILE` has written and
+that lie beside the shipped weights of the conditions.
+"""
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +22,19 @@ from PIL import Image
 
 from ldm_tutor.conditions.channels import Masks
 from ldm_tutor.data.boxes import Box, Rect, scene_boxes
-from ldm_tutor.data.degrade import random_steps, run_steps
+from ldm_tutor.data.degrade import Step, random_steps, run_steps
 from ldm_tutor.data.scenes.datasets import to_float
 from ldm_tutor.data.scenes.draw import draw
 from ldm_tutor.data.scenes.world import Scene
-from ldm_tutor.errors import ShapeError
+from ldm_tutor.errors import ConfigError
 from ldm_tutor.plots.figures import COLORS, INK, Pixels, enlarge, figure_style, to_uint8
-from ldm_tutor.shapes import Float, Int, Pictures, Tensor
+from ldm_tutor.shapes import Int, Pictures, Tensor
+from ldm_tutor.weights.shipped import shipped_folder
 from ldm_tutor.widgets.boxes import with_boxes
 
-_WORDS = {"resize": "size", "to": "size", "jpeg": "JPEG, quality"}
+Report = dict[str, Any]
+
+MEASURED = ("layout", "inpainting", "upscaling")  # what `ldm-tutor evaluate` measures, one file each
 _GREY, _DARK = 150, 110  # the two greys of a hole's checks
 _CHECK = 4  # pixels of one
 
@@ -60,22 +70,6 @@ def boxed(pictures: Pictures, layouts: Sequence[Sequence[Box]], scale: int = 3) 
 def asked(scenes: Sequence[Scene]) -> list[list[Box]]:
     """Return the true boxes of scenes as layouts to ask for."""
     return [scene_boxes(scene) for scene in scenes]
-
-
-def psnr_inside(pictures: Pictures, truth: Pictures, masks: Masks) -> Float[Tensor, " b"]:
-    """Return the PSNR in dB over the pixels of each hole."""
-    if pictures.shape != truth.shape or masks.shape[-2:] != truth.shape[-2:]:
-        given = (tuple(pictures.shape), tuple(truth.shape), tuple(masks.shape))
-        raise ShapeError("psnr_inside", given=given, expected="pictures, truth and masks of one size")
-    error = ((pictures - truth) / 2).square().mean(dim=1, keepdim=True) * masks
-    return -10 * (error.sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3))).log10()
-
-
-def mean_fill(pictures: Pictures, masks: Masks) -> Pictures:
-    """Return the pictures with each hole filled with the mean colour of what lies outside of it."""
-    outside = 1 - masks
-    mean = (pictures * outside).sum(dim=(2, 3), keepdim=True) / outside.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-    return torch.where(masks > 0.5, mean, pictures)
 
 
 def doors_figure() -> Figure:
@@ -128,20 +122,21 @@ def grid_figure(picture: Pictures, box: Rect, back: Rect, grid: int) -> Figure:
 
 def degradation(picture: Int[Tensor, "3 H W"], small: int, seed: int) -> tuple[list[Pixels], list[str]]:
     """Return a picture after each step of its degradation, all enlarged to one size, and what each step was."""
-    rng = random.Random(f"degrade {seed}")
-    pixels = picture.permute(1, 2, 0).numpy()
-    side, steps = 3 * pixels.shape[0], random_steps(pixels.shape[0], small, rng)
-    made, names = [_to(pixels, side)], ["as it is"]
-    for step in steps:
-        pixels = run_steps(pixels, [step], rng)
-        made.append(_to(pixels, side))
-        amount = {"blur": f"{step.amount:.1f} pixels", "noise": f"{step.amount:.1f} of 255", "jpeg": f"{step.amount:.0f}"}
-        names.append(f"{_WORDS.get(step.name, step.name)}, {amount.get(step.name, f'{len(pixels)} pixels a side')}")
+    whole = picture.permute(1, 2, 0).numpy()
+    side, made, names = 3 * whole.shape[0], [], []
+    for count in range(len(random_steps(whole.shape[0], small, random.Random(f"degrade {seed}"))) + 1):
+        rng = random.Random(f"degrade {seed}")  # from the start: what a step does depends on those before it
+        steps = random_steps(whole.shape[0], small, rng)[:count]
+        pixels = run_steps(whole, steps, rng)
+        made.append(np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)))
+        names.append(_told(steps[-1], len(pixels)) if steps else "as it is")
     return made, names
 
 
-def _to(pixels: Pixels, side: int) -> Pixels:
-    return np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST))
+def _told(step: Step, side: int) -> str:
+    told = {"blur": f"blur, {step.amount:.1f} pixels", "noise": f"noise, {step.amount:.1f} of 255"}
+    told["jpeg"] = f"JPEG, quality {step.amount:.0f}"
+    return told.get(step.name, f"size, {side} pixels")
 
 
 def map_colors(maps: Int[Tensor, "b H W"]) -> list[Pixels]:
@@ -164,3 +159,113 @@ def curve_figure(
         if len(curves) > 1:
             axes.legend(fontsize=9)
     return figure
+
+
+# ---------------------------------------------------------------- measured in number
+
+
+def load_measured(folder: Path | None = None) -> dict[str, Report]:
+    """Return the figures of MEASURED, each name -> {value, interval, num}; ConfigError where a file is missing."""
+    made = {}
+    for name in MEASURED:
+        path = (shipped_folder("conditions") if folder is None else folder) / f"{name}.json"
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            made[name] = dict(report.get("figures", report))
+            _entry(made[name], _FIRST[name])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"the figures of lesson 10 in {path.name}",
+                given=type(error).__name__,
+                fix=f"get them again with git, or measure them: ldm-tutor evaluate {name} --num 512 --json {path.name}",
+            ) from error
+    return made
+
+
+def _entry(report: Report, name: str) -> tuple[float, float, float]:
+    """Return value, low and high of one figure; a dot goes into a group: `degraded.perceptual`."""
+    for part in name.split("."):
+        report = report[part]
+    value = report["value"]
+    low, high = report["interval"] or (value, value)
+    return float(value), float(low), float(high)
+
+
+SHOWN = {  # what the lesson prints
+    "layout": ("object_in_box", "mean_iou", "with_sentence.object_in_box", "with_sentence.mean_iou", "nothing_more"),
+    "inpainting": ("object_found", "outside_unchanged", "gain_over_mean_db", "gain_over_untrained_db"),
+    "upscaling": ("perceptual_ratio", "psnr_gain_db", "consistency_db", "degraded.perceptual_ratio"),
+}
+_FIRST = {"layout": "mean_iou", "inpainting": "object_found", "upscaling": "perceptual_ratio"}
+_PANELS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
+    (
+        "layout",
+        "boxes: object in its box (blue), mean IoU (red)",
+        {
+            "sentence\nalone": ("baseline_sentence_alone.object_in_box", "baseline_sentence_alone.mean_iou"),
+            "boxes": ("object_in_box", "mean_iou"),
+            "both": ("with_sentence.object_in_box", "with_sentence.mean_iou"),
+            "painted": ("judge_on_true_scenes.object_in_box", "judge_on_true_scenes.mean_iou"),
+        },
+    ),
+    (
+        "inpainting",
+        "holes: the hidden object is there again",
+        {
+            "mean\ncolour": ("object_found_mean_filled",),
+            "put back": ("object_found_untrained",),
+            "trained": ("object_found",),
+            "painted": ("object_found_true_scenes",),
+        },
+    ),
+    (
+        "inpainting",
+        "holes in the background: PSNR inside, dB",
+        {
+            "mean\ncolour": ("background_psnr_db_mean_filled",),
+            "put back": ("background_psnr_db_untrained",),
+            "trained,\nsilent": ("background_psnr_db_no_sentence",),
+            "trained": ("background_psnr_db",),
+        },
+    ),
+    (
+        "upscaling",
+        "small pictures: perceptual distance",
+        {
+            "bicubic": ("perceptual_bicubic",),
+            "drawn": ("drawn.perceptual",),
+            "corrected": ("perceptual",),
+            "degraded,\nbicubic": ("degraded.perceptual_bicubic",),
+            "degraded,\ndrawn": ("degraded.perceptual",),
+        },
+    ),
+)
+
+
+def measured_figure(measured: Mapping[str, Report]) -> Figure:
+    """Draw what was measured, each beside its baselines, with intervals."""
+    with figure_style():
+        figure, panels = plt.subplots(2, 2, figsize=(10.5, 6.6))
+        for axes, (kind, title, ways) in zip(panels.flat, _PANELS, strict=True):
+            for x, names in enumerate(ways.values()):
+                wide = 0.7 / len(names)
+                for k, name in enumerate(names):
+                    value, low, high = _entry(measured[kind], name)
+                    place, bars = x + wide * (k - (len(names) - 1) / 2), [[value - low], [high - value]]
+                    axes.bar(place, value, wide, color=f"C{k}", yerr=bars, capsize=3)
+                    label = f"{value:.0f}" if value > 5 else f"{value:.2f}"
+                    axes.text(place, high, label, ha="center", va="bottom", fontsize=9)
+            axes.set_xticks(range(len(ways)), list(ways))
+            axes.set_title(title)
+            axes.margins(y=0.12)
+            axes.grid(visible=False, axis="x")
+    return figure
+
+
+def told(measured: Mapping[str, Report], kind: str, name: str) -> str:
+    """Say one figure: its value, its interval and the number of cases."""
+    report = measured[kind]
+    for part in name.split("."):
+        report = report[part]
+    value, low, high = _entry(measured[kind], name)
+    return f"{kind}: {name.replace('_', ' ')} {value:.2f} ({low:.2f} to {high:.2f}) of {report['num']}"
