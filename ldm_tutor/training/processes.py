@@ -176,6 +176,7 @@ class _Joined(Team):
         for each in network.modules():
             if isinstance(each, FSDPModule):
                 each.set_gradient_divide_factor(1.0)  # gradients are added up; the loss is divided by the whole batch
+                each.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
     def leave(self) -> None:
         self.wait()
