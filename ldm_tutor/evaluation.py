@@ -66,7 +66,7 @@ def evaluate_pictures(
     made_unseen = _collect(show(draw_many(pipeline, unseen.captions, seed=seed, **settings), desc="unseen pairs"))
 
     accuracy = _accuracies(judge, made, test)
-    decoded = _reconstruct(pipeline, test)
+    decoded = reconstruct(pipeline, test)
     reference = judge_features(judge, to_float(render_scenes(num_reference, "train", seed + 1).pictures))
     return {
         "attribute_accuracy": accuracy,
@@ -90,7 +90,7 @@ def evaluate_autoencoder(pipeline: Pipeline, judge: Judge, *, num: int = 512, se
     """Measure reconstructions of held-out scenes: PSNR in dB, what the judge reads from them, the latents' spread."""
     test = render_scenes(num, "test", seed)
     real = to_float(test.pictures)
-    made = _reconstruct(pipeline, test)
+    made = reconstruct(pipeline, test)
     with torch.inference_mode():
         latents = torch.cat(
             [pipeline.autoencoder.to_latents(part.to(pipeline.device), _rng()) for part in real.split(64)]
@@ -191,7 +191,8 @@ def _accuracies(judge: Judge, pictures: Pictures, scenes: ScenePictures) -> dict
 
 
 @torch.inference_mode()
-def _reconstruct(pipeline: Pipeline, scenes: ScenePictures) -> Pictures:
+def reconstruct(pipeline: Pipeline, scenes: ScenePictures) -> Pictures:
+    """Return the scenes as the autoencoder gives them back: the best that can be drawn through it."""
     parts = to_float(scenes.pictures).split(64)
     return torch.cat([pipeline.autoencoder(part.to(pipeline.device)).clamp(-1, 1).cpu() for part in parts])
 

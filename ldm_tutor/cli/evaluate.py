@@ -15,10 +15,10 @@ from ldm_tutor.cli.options import (
     MAX_SEED,
     PROGRAM,
     Device,
-    Guidance,
     Sampler,
     Steps,
     Weights,
+    check_guidance,
     usable_device,
     version,
     weights_folder,
@@ -28,11 +28,16 @@ from ldm_tutor.cli.options import (
 EXAMPLE = "Example: ldm-tutor evaluate pictures --num 512 --json result.json"
 # Scenes, unless --num says otherwise.
 NUMS = {"pictures": 256, "autoencoder": 512, "clip": 4096, "judge": 2000, "grounding": 500, "editing": 300}
+NUMS |= dict.fromkeys(STEERED := ("layout", "inpainting", "upscaling"), 512)
 FEWEST = {"pictures": 2, "autoencoder": 1, "clip": 512, "judge": 1, "grounding": 16, "editing": 8}
+FEWEST |= dict.fromkeys(STEERED, 2)
+GUIDANCE = 4.0
 BATCH = 64  # pictures drawn at once
 EDIT_BATCH = 6  # edits, each with its source and its companions
 
-TargetName = Literal["pictures", "autoencoder", "clip", "judge", "grounding", "editing"]
+TargetName = Literal[
+    "pictures", "autoencoder", "clip", "judge", "grounding", "editing", "layout", "inpainting", "upscaling"
+]
 
 
 def evaluate(
@@ -43,9 +48,27 @@ def evaluate(
     ] = None,
     seed: Annotated[int, whole("--seed", 0, MAX_SEED // 2, "Chooses the scenes and the pictures' noise.")] = 0,
     steps: Steps = 20,
-    guidance: Guidance = 4.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            metavar="X",
+            callback=lambda scale: None if scale is None else check_guidance(scale),
+            help=f"How much to insist on the sentence; 1 is no guidance. [default: {GUIDANCE:g}, and for layout, "
+            "inpainting and upscaling what drawing has]",
+            show_default=False,
+        ),
+    ] = None,
     sampler: Sampler = "dpm++",
     weights: Weights = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For layout, inpainting and upscaling: the folder of the condition. [default: the shipped ones]",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
     json: Annotated[
         Path | None,
@@ -54,13 +77,15 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure a model on held-out scenes. --steps, --guidance and --sampler count for 'pictures' and 'editing'."""
+    """Measure a model on held-out scenes. --steps, --guidance and --sampler count where pictures are drawn."""
     out = check_out(json, ".json", "--json") if json is not None else None
     num = NUMS[target] if num is None else num
     if num < FEWEST[target]:
         raise typer.BadParameter(f"{num} is too few for {target}: {FEWEST[target]} or more.", param_hint="'--num'")
     settings: dict[str, Any] = {"num": num, "seed": seed}
-    drawing: dict[str, Any] = {"num_steps": steps, "guidance": guidance, "sampler": sampler}
+    drawing: dict[str, Any] = {"num_steps": steps, "sampler": sampler}
+    if guidance is not None or target not in STEERED:
+        drawing["guidance"] = GUIDANCE if guidance is None else guidance
 
     from ldm_tutor import evaluation
     from ldm_tutor.pipeline import load_pipeline
@@ -78,6 +103,15 @@ def evaluate(
     elif target == "autoencoder":
         judge = evaluation.load_judge(folder, place)
         report = evaluation.evaluate_autoencoder(load_pipeline(folder, place), judge, **settings)
+    elif target in STEERED:
+        from ldm_tutor import evaluation_steering
+        from ldm_tutor.steering import load_steered
+
+        judge = evaluation.load_judge(folder, place)
+        steered = load_steered(target, conditions, place, pipeline=load_pipeline(folder, place))
+        measure = getattr(evaluation_steering, f"evaluate_{target}")
+        report = measure(steered, judge, wrap=_bar(num), **settings, **drawing)
+        settings |= report.pop("settings")
     else:
         judge = evaluation.load_judge(folder, place)
         pipeline = load_pipeline(folder, place)
@@ -92,7 +126,8 @@ def evaluate(
 
     print(table([("", "value", "95% interval", "n"), *(_row(*each) for each in flat(report))]))
     if out is not None:
-        command = shlex.join([PROGRAM, "evaluate", target, *_given(settings), "--weights", str(folder)])
+        more = [] if conditions is None else ["--conditions", str(conditions)]
+        command = shlex.join([PROGRAM, "evaluate", target, *_given(settings), "--weights", str(folder), *more])
         write_json(
             {"command": command, "version": version(), "target": target, "settings": settings, "figures": report}, out
         )
