@@ -188,6 +188,8 @@ SCALE_SLIPS = {
     "that is the variance": lambda z: z.var(),
     "leave the mean in": lambda z: 1 / z.square().mean().sqrt(),
     "over channels": lambda z: 1 / z.std(dim=(0, 2, 3)).mean(),
+    "over pictures": lambda z: 1 / z.flatten(1).std(dim=1).mean(),
+    "average over pictures": lambda z: (1 / z.flatten(1).std(dim=1)).mean(),
     "one factor for all": lambda z: 1 / z.std(dim=(0, 2, 3)),
     "one outlier": lambda z: 1 / z.abs().max(),
     "one picture": lambda z: 1 / z[0].std(),

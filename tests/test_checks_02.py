@@ -253,6 +253,11 @@ def without_graph(rec, adv, layer):
     return of_rec / (torch.autograd.grad(adv, layer)[0].norm() + 1e-4)
 
 
+def with_one_graph(rec, adv, layer):
+    of_rec = torch.autograd.grad(rec, layer)[0].norm()
+    return of_rec / (torch.autograd.grad(adv, layer)[0].norm() + 1e-4)
+
+
 @pytest.mark.parametrize(
     ("answer", "diagnosis"),
     [
@@ -269,6 +274,7 @@ def without_graph(rec, adv, layer):
         (ratio(lambda r, a: r.norm() / (a.norm() + 1e-6)), "clamped"),
         (with_backward, "last_layer.grad"),
         (without_graph, "retain_graph"),
+        (with_one_graph, "uses the graph up"),
         (lambda rec, adv, layer: math.inf, "not a finite number"),
         (2.0, "the answer is a function"),
     ],

@@ -201,7 +201,8 @@ def judge_scale(my_scale: Any) -> Verdict:
         return look_again("the answer is a function: my_scale(latents)")
     generator = torch.Generator().manual_seed(5)
     widths = torch.tensor([0.5, 8.0, 3.0]).view(1, 3, 1, 1)
-    latents = 2.0 + widths * torch.randn(64, 3, 8, 8, generator=generator)
+    strengths = torch.linspace(0.5, 1.5, 64).view(64, 1, 1, 1)  # pictures differ too
+    latents = 2.0 + strengths * widths * torch.randn(64, 3, 8, 8, generator=generator)
     result = my_scale(latents.clone())
     if is_missing(result):
         return not_done("your function returns nothing yet: end it with `return` and the factor")
@@ -219,6 +220,8 @@ def judge_scale(my_scale: Any) -> Verdict:
         1 / float(latents.square().mean().sqrt()): "you leave the mean in: the spread is taken round the mean, std()",
         1 / float(latents.std(dim=(0, 2, 3)).mean()): "you average over channels; take the spread of all numbers",
         float((1 / latents.std(dim=(0, 2, 3))).mean()): "you average over channels; take the spread of all numbers",
+        1 / float(latents.flatten(1).std(dim=1).mean()): "you average over pictures; take the spread of all numbers",
+        float((1 / latents.flatten(1).std(dim=1)).mean()): "you average over pictures; take the spread of all numbers",
         1 / float(latents.abs().max()): "the largest number is one outlier; the schedule counts with the spread",
         1 / float(latents[0].std()): "that is the spread of one picture; take all that you are given",
         0.18215: "0.18215 belongs to another autoencoder; measure the latents that you are given",
