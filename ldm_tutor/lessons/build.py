@@ -75,8 +75,10 @@ def read_source(source: Path) -> NotebookNode:
     return notebook
 
 
-def execute(notebook: NotebookNode, folder: Path) -> None:
+def execute(notebook: NotebookNode, folder: Path, *, stop: bool = True) -> None:
     """Run all cells in order in a fresh kernel, inside `folder`; TutorError names the cell that fails.
+
+    With `stop` False the cells after one that fails are run too, and its error is among its outputs.
 
     nbclient's stand-in for Output widgets can hang (nbclient issue 312), so it is switched off while this runs.
     """
@@ -86,6 +88,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         kernel_name=KERNEL["name"],
         record_timing=False,
         coalesce_streams=True,
+        allow_errors=not stop,
         resources={"metadata": {"path": str(folder)}},
     )
     environment = os.environ | {VARIABLE: "off", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
