@@ -113,6 +113,20 @@ def test_gradients_of_both_ways_agree():
     assert max(worst(a, b) for a, b in zip(eager, fused, strict=True)) < 1e-5
 
 
+@pytest.mark.parametrize("side, grad, fused", [(64, True, False), (128, True, True), (64, False, True)])
+def test_the_way_is_chosen_by_size_and_gradient(monkeypatch, side, grad, fused):
+    real, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
+    q, k, v = (torch.randn(1, 2, side, 8, requires_grad=grad) for _ in range(3))
+    out = attend(q, k, v)
+    assert bool(calls) == fused
+    plain = attention_probs(q, k) @ v
+    assert worst(out, plain) < 1e-5
+    if grad:
+        pairs = zip(*(torch.autograd.grad((each**2).sum(), (q, k, v)) for each in (out, plain)), strict=True)
+        assert max(worst(one, other) for one, other in pairs) < 1e-5
+
+
 @pytest.mark.parametrize("context_dim", [None, 24])
 @pytest.mark.parametrize("qkv_bias", [False, True])
 def test_module_with_and_without_a_tap(context_dim, qkv_bias):

@@ -20,6 +20,9 @@ from ldm_tutor.errors import AttentionTapError, ShapeError
 from ldm_tutor.shapes import Bool, Context, Float, Tensor
 
 
+FUSED_FROM = 128 * 128  # numbers in one head's map from which the fused kernel trains faster on a CPU
+
+
 @dataclass(frozen=True)
 class Site:
     """The address of one attention layer, e.g. `up.1.block0.layer0.cross`; built by the U-Net."""
@@ -104,10 +107,11 @@ def attend(
 ) -> Float[Tensor, "b heads n d"]:
     """Return attention_probs(q, k, mask) @ v by the fastest way there is.
 
-    That is torch's fused kernel, except while training on a CPU, where its backward pass is slower than two matrix
-    products (`bench/attention.py`).
+    That is torch's fused kernel, except for small maps while training on a CPU: there its backward pass is slower than
+    two matrix products, in bfloat16 up to seven times (`bench/attention.py`, `docs/speed.txt`).
     """
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+    small = q.shape[-2] * k.shape[-2] < FUSED_FROM
+    if small and q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
         return attention_probs(q, k, mask).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
