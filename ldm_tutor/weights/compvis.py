@@ -75,8 +75,9 @@ def load_compvis(
     configs = {name: config for name, config in _configs(model).items() if name in wanted and config is not None}
     _check_schedule(tensors, model.schedule)
     if "autoencoder" in configs and _SCALE in tensors.places:
-        scale = float(tensors.read(_SCALE))
-        configs["autoencoder"] = dataclasses.replace(configs["autoencoder"], scale_factor=scale)
+        scale = tensors.read(_SCALE)
+        if not torch.equal(scale, torch.tensor(configs["autoencoder"].scale_factor).to(scale.dtype)):
+            configs["autoencoder"] = dataclasses.replace(configs["autoencoder"], scale_factor=float(scale))
     networks: dict[str, Any] = dict.fromkeys(PARTS)
     used: set[str] = set()
     for name, config in configs.items():
