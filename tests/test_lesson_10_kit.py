@@ -18,7 +18,7 @@ from ldm_tutor.plots.figures import to_uint8
 from ldm_tutor.weights.shipped import shipped_folder
 
 needs_figures = pytest.mark.skipif(
-    not (shipped_folder("conditions") / "layout.json").exists(), reason="the measured figures are not there"
+    not (shipped_folder("conditions") / "measured_layout.json").exists(), reason="the measured figures are not there"
 )
 
 
@@ -140,7 +140,7 @@ def report(kind):
 
 def write(folder, wrap):
     for kind in kit.MEASURED:
-        (folder / f"{kind}.json").write_text(json.dumps(wrap(report(kind))))
+        (folder / f"measured_{kind}.json").write_text(json.dumps(wrap(report(kind))))
 
 
 @pytest.mark.parametrize("wrap", [lambda made: made, lambda made: {"settings": {}, "figures": made}])
@@ -159,12 +159,12 @@ def test_measured_figures_are_drawn_and_told(tmp_path, wrap):
 @pytest.mark.parametrize("damage", ["missing", "no JSON", "a list", "without figures"])
 def test_figures_that_are_not_there_are_named(tmp_path, damage):
     write(tmp_path, lambda made: made)
-    path = tmp_path / "inpainting.json"
+    path = tmp_path / "measured_inpainting.json"
     if damage == "missing":
         path.unlink()
     else:
         path.write_text({"no JSON": "{", "a list": "[1]", "without figures": "{}"}[damage])
-    with pytest.raises(ConfigError, match=r"inpainting\.json.*ldm-tutor evaluate inpainting"):
+    with pytest.raises(ConfigError, match=r"measured_inpainting\.json.*ldm-tutor evaluate inpainting"):
         kit.load_measured(tmp_path)
 
 

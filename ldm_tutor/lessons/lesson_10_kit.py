@@ -1,7 +1,7 @@
 """What lesson 10 needs beside its own code: painted scenes, boxes and holes on pictures, diagrams, measured figures.
 
-The figures are those that `ldm-tutor evaluate layout | inpainting | upscaling --num 512 --json FILE` has written and
-that lie beside the shipped weights of the conditions.
+The figures are those that `ldm-tutor evaluate layout --num 512 --steps 10 --json measured_layout.json` has written (and
+the same for inpainting and upscaling); they lie beside the shipped weights of the conditions.
 """
 
 from __future__ import annotations
@@ -168,16 +168,17 @@ def load_measured(folder: Path | None = None) -> dict[str, Report]:
     """Return the figures of MEASURED, each name -> {value, interval, num}; ConfigError where a file is missing."""
     made = {}
     for name in MEASURED:
-        path = (shipped_folder("conditions") if folder is None else folder) / f"{name}.json"
+        path = (shipped_folder("conditions") if folder is None else folder) / f"measured_{name}.json"
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             made[name] = dict(report.get("figures", report))
             _entry(made[name], _FIRST[name])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            command = f"ldm-tutor evaluate {name} --num 512 --steps 10 --json {path.name}"
             raise ConfigError(
                 f"the figures of lesson 10 in {path.name}",
                 given=type(error).__name__,
-                fix=f"get them again with git, or measure them: ldm-tutor evaluate {name} --num 512 --json {path.name}",
+                fix=f"get them again with git, or measure them: {command}",
             ) from error
     return made
 
