@@ -135,6 +135,14 @@ _PROMPT_EDITING = Facts(
     memory_mb=1100,
     builds="Swap, refine, re-weight, ignore and local blend as taps; alignment of sentences; edits of a real picture.",
 )
+_OTHER_CONDITIONS = Facts(
+    goal="Steer one model with boxes, holes, small pictures, classes and maps, and measure whether it obeys.",
+    needs="Lessons 00 and 07; lesson 08 for guidance. Lessons 01 and 06 help and are not required.",
+    minutes_to_read=65,
+    seconds_to_run=90,
+    memory_mb=1200,
+    builds="Box tokens, the widened U-Net, the channels of a hole, what is dropped for guidance, low-rank differences.",
+)
 _MEASURING = Facts(
     goal="Write the metrics that papers report, see what each is blind to, and read the pixel-against-latent study.",
     needs="Lessons 00 and 08; means, covariances and eigenvalues. Lessons 01 and 05 help and are not required.",
@@ -154,7 +162,7 @@ _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("cross_attention", "Cross-attention", "How does a word reach a pixel?", _CROSS_ATTENTION),
     ("guidance", "Guidance", "How do you make it listen?", _GUIDANCE),
     ("prompt_editing", "Prompt editing", "How do you change one word and keep the picture?", _PROMPT_EDITING),
-    ("other_conditions", "Other conditions", "What else can steer it?", None),
+    ("other_conditions", "Other conditions", "What else can steer it?", _OTHER_CONDITIONS),
     ("measuring", "Measuring", "Is it any good?", _MEASURING),
     ("full_size_model", "Full-size model", "How do you assemble the real thing?", _FULL_SIZE_MODEL),
     ("training_at_scale", "Training at scale", "How do you train it for real?", None),
