@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from test_export import assert_refused, cli  # noqa: F401  (a fixture)
 from tiny import CONFIG
 
-from ldm_tutor import config
+from ldm_tutor import open_model
 from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.weights.compvis import load_compvis
 from ldm_tutor.weights.compvis_names import ema_name
@@ -30,7 +30,7 @@ def same(one, other):
 def test_ours_to_one_file_to_a_folder_and_back(cli, single, tmp_path, tiny_folder, monkeypatch):  # noqa: F811
     ours, parts = load_pipeline(tiny_folder), load_compvis(single, CONFIG)
     assert same(parts.unet, ours.unet) and same(parts.condition, ours.text_encoder)
-    monkeypatch.setitem(config.PRESETS, "tiny", lambda: CONFIG)
+    monkeypatch.setitem(open_model.FILE_PRESETS, "tiny", lambda: CONFIG)
     tokenizer = tiny_folder / "tokenizer"
     options = ("--preset", "tiny", "--tokenizer", tokenizer)
     assert cli("export", "--weights", single, *options, "--out", "folder")[0] == 0
@@ -46,7 +46,7 @@ def test_the_moving_average_on_request(cli, single, tmp_path, tiny_folder, monke
     state = load_file(single)
     state |= {ema_name(k): v + 1 for k, v in state.items() if k.startswith("model.diffusion_model.")}
     save_file(state, single, metadata={"format": "pt"})
-    monkeypatch.setitem(config.PRESETS, "tiny", lambda: CONFIG)
+    monkeypatch.setitem(open_model.FILE_PRESETS, "tiny", lambda: CONFIG)
     bias = load_pipeline(tiny_folder).unet.conv_in.bias
     for flag, added in (("--ema", 1), ("--no-ema", 0)):
         options = ("--preset", "tiny", "--tokenizer", tiny_folder / "tokenizer", flag, "--out", f"folder{flag}")

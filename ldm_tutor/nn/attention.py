@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from ldm_tutor.errors import AttentionTapError, ShapeError
 from ldm_tutor.shapes import Bool, Context, Float, Tensor
 
-
 FUSED_FROM = 128 * 128  # numbers in one head's map from which the fused kernel trains faster on a CPU
 
 
