@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+
+from ldm_tutor.shapes import Pictures
 
 COLORS = {"red": (214, 64, 52), "green": (74, 160, 84), "blue": (62, 108, 190), "yellow": (232, 184, 44)}
 EYES = ("round", "square", "sleepy")
@@ -140,3 +145,29 @@ def spoil(folder: Path) -> None:
     extra.append(b'{"file_name": "robot_001.png", "te')
     with open(folder / "metadata.jsonl", "ab") as file:
         file.write(b"\n".join(extra) + b"\n")
+
+
+# ---------------------------------------------------------------- for an exercise
+
+NUM_SUSPECTS, COPIED = 8, (1, 4, 6)  # how many robots a model is said to have drawn, and which of them are copies
+
+
+def _as_pictures(drawn: Iterable[Robot]) -> Pictures:
+    pixels = torch.from_numpy(np.stack([np.asarray(draw_robot(each).resize((64, 64))) for each in drawn]))
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@cache
+def suspects() -> tuple[Pictures, Pictures]:
+    """Return eight pictures that a model is said to have drawn, and the 60 that it was trained on.
+
+    Some of the eight are training pictures, darkened, moved by half a pixel, or noised; the others are new robots.
+    """
+    train = _as_pictures(robots(60, seed=5))
+    made = _as_pictures(robots(NUM_SUSPECTS, seed=6))
+    noise = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(7))
+    moved = (train[42] + train[42].roll(1, dims=-1)) / 2
+    hidden = (train[17] * 0.9 - 0.05, moved, train[8] + 0.12 * noise)
+    for place, copy in zip(COPIED, hidden, strict=True):
+        made[place] = copy
+    return made.clamp(-1, 1), train
