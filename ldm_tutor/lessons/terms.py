@@ -178,6 +178,13 @@ GLOSSARY = (
     Term("Working memory", "what a call has made and still needs, beside the weights", "full_size_model"),
     Term("bfloat16", "a number of 2 bytes with the range of float32 and 8 significant bits", "full_size_model"),
     Term("Dry run", "everything runs, with numbers that mean nothing", "full_size_model"),
+    Term("Imagefolder", "a folder of pictures with a table, metadata.jsonl, of names and texts", "your_own_pictures"),
+    Term("EXIF", "notes that a camera writes into a file, how it was held among them", "your_own_pictures"),
+    Term("Contact sheet", "many pictures on one page, to look at a whole folder at once", "your_own_pictures"),
+    Term("Fine-tuning", "training on from weights that have learned something else before", "your_own_pictures"),
+    Term("Memorisation", "drawing training pictures again in the place of new ones", "your_own_pictures"),
+    Term("Copy share", "how many drawn pictures are nearer to training than to held-out ones", "your_own_pictures"),
+    Term("Model card", "what a model learned from, how it was made and measured, its limits", "your_own_pictures"),
 )
 _PLACE = re.compile(r"^\{\{(?P<what>\w*)(?P<names>[^}]*)\}\}$", re.MULTILINE)
 
