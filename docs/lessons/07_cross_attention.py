@@ -617,20 +617,21 @@ print("without the root, the largest weight grows:", facts["no root of d"][1] > 
 # reaches the words through the attention only, and most of the noise can be guessed without any word. *Cost*: a frozen
 # tower can be run once and its vectors kept.
 #
-# This is a claim, and we have not measured it here. It is not a law either: the large text-to-image model of Rombach
-# et al. trains its text transformer together with the U-Net, from nothing, with far more pictures than we have. Stable
-# Diffusion went back to a frozen CLIP.
+# This is a claim, and its numbers are not in this notebook. It is not a law either: the large text-to-image model of
+# Rombach et al. trains its text transformer together with the U-Net, from nothing, with far more pictures than we have.
+# Stable Diffusion went back to a frozen CLIP.
 #
-# > **Try it.** Half of the experiment is two commands: a text tower that has learned next to nothing (one step), and a
-# > U-Net trained on it. Between them, copy `autoencoder.safetensors` and `judge.safetensors` from `data/weights/scenes`
-# > into `runs/deaf`. For the other side, copy the shipped `clip.safetensors` and `tokenizer` as well, into a folder of
-# > its own, and train a U-Net there for the same minutes. Compare with
-# > `ldm-tutor evaluate pictures --weights runs/deaf` and `ldm-tutor evaluate grounding --weights runs/deaf`. (A tower
-# > that is trained *along* needs a change in the training stage: today it runs without gradients.)
+# > **Try it.** The experiment is one command, half an hour of one quiet thread. It trains three text towers under the
+# > same small U-Net, with the same first weights, pictures, sentences and random numbers: CLIP, frozen; a tower of the
+# > same size that starts from random numbers and is trained along; and the same random tower, frozen, as the control.
+# > Write down your guess first: which of the two random towers will do better, and by how much does CLIP lead?
 # >
-# > `ldm-tutor train clip --steps 1 --out runs/deaf`
+# > `python -m ldm_tutor.lessons.lesson_07_study`
 # >
-# > `ldm-tutor train denoiser --minutes 30 --out runs/deaf`
+# > At each of its stops the judge reads 128 drawn pictures, and the noise loss is taken once more with a stranger's
+# > sentence: a U-Net that does not listen loses nothing by that. `load_measured()` and `towers_figure(...)` in the same
+# > module show what came out. A tower that loses here after so few steps has not lost for ever: look at how the curves
+# > run, and give it more steps with `--stops`.
 #
 # ## At full size
 #
