@@ -180,7 +180,7 @@ def judge_split_heads(my_split: Any) -> Verdict:
             )
         if torch.equal(got, x.unflatten(2, (d, heads)).permute(0, 3, 1, 2)):
             return look_again(
-                "your heads take every so-manieth channel; the weights expect blocks: head 0 has the first d channels"
+                "your heads take channels that lie apart; the weights expect blocks: head 0 has the first d channels"
             )
         if torch.equal(got, parts.transpose(1, 2).flip(1)):
             return look_again("your heads are in the reverse order")
