@@ -1,7 +1,7 @@
 """The emoji of lesson 14: which of the drawings in a Noto Emoji folder are taken, and why.
 
     python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_pictures
-    python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_few few
+    python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_few fruit "animal faces"
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ GROUPS: dict[str, tuple[tuple[int, int], ...]] = {
     "hearts": ((0x1F493, 0x1F49F),),
     "circles and squares": ((0x1F534, 0x1F535), (0x1F7E0, 0x1F7EB)),
 }
-FEW = ("fruit", "animal faces", "hearts", "circles and squares")  # what the U-Net learns to draw
 
 
 def group_of(codepoints: str) -> str | None:
@@ -72,5 +71,5 @@ def _select(packed: zipfile.ZipFile, folder: Path, groups: Collection[str]) -> i
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = FEW if sys.argv[3:] == ["few"] else tuple(GROUPS)
+    chosen = sys.argv[3:] or tuple(GROUPS)
     log.info("%d emoji in %s", select(Path(sys.argv[1]), Path(sys.argv[2]), chosen), sys.argv[2])
