@@ -20,6 +20,7 @@ from ldm_tutor.lessons.lesson_09 import EXERCISES as LESSON_09
 from ldm_tutor.lessons.lesson_10 import EXERCISES as LESSON_10
 from ldm_tutor.lessons.lesson_11 import EXERCISES as LESSON_11
 from ldm_tutor.lessons.lesson_12 import EXERCISES as LESSON_12
+from ldm_tutor.lessons.lesson_13 import EXERCISES as LESSON_13
 from ldm_tutor.lessons.lesson_14 import EXERCISES as LESSON_14
 from ldm_tutor.lessons.progress import record_pass
 
@@ -39,6 +40,7 @@ EXERCISES: dict[str, Exercise] = {
         LESSON_10,
         LESSON_11,
         LESSON_12,
+        LESSON_13,
         LESSON_14,
     )
     for each in lesson
