@@ -24,20 +24,19 @@ from ldm_tutor.training.recipe import TrainingOptions
 
 WORKER = Path(__file__).with_name("team_worker.py")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--rdzv_backend", "c10d"]
-LAUNCH += ["--main_process_port", "0"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 PAIR, SHARDED = ["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]
 STEPS = 50
+pytestmark = pytest.mark.timeout(1200)  # most of it is starting Python, which a busy machine makes long
 
 
 def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])} | more
+    """One thread each; a rendezvous on a port of its own, beside whatever else is launched on this machine."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1]), "PET_STANDALONE": "1"} | more
 
 
 def run(command, **more):
-    done = subprocess.run(
-        list(map(str, command)), env=environment(**more), capture_output=True, text=True, timeout=280
-    )
+    done = subprocess.run(list(map(str, command)), env=environment(**more), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -130,7 +129,6 @@ def test_pieces_make_the_numbers_of_the_whole_batch(folder, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_ten_kills_cost_the_steps_since_the_checkpoint_and_never_the_checkpoint(folder, alone, tmp_path):
     """kill -9 of one of two processes, ten times at random; the launcher starts both anew, and they go on."""
     two = folder("killed")
@@ -173,7 +171,7 @@ def test_ten_kills_cost_the_steps_since_the_checkpoint_and_never_the_checkpoint(
 def wait_for_process(folder, restart, launcher):
     """The process of a random rank that has made a step since restart number `restart`."""
     rank = restart % 2
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while time.monotonic() < until:
         assert launcher.poll() is None, "the launcher gave up"
         if (folder / f"losses.{rank}.jsonl").is_file():

@@ -89,7 +89,7 @@ EXERCISES = (
         difficulty=4,
         minutes=15,
         task="my_save(path, pieces) writes pieces of bytes into a file, and loses the old file if it is stopped half "
-        "way. Repair it: whenever it stops, whatever the error, the file at `path` is the old one or the whole new one, "
+        "way. Repair it: whenever it stops, whatever the error, the file at `path` is the old or the whole new one, "
         "and nothing else is left in the folder.",
         hints=(
             "Where can you write without touching the old file, and which single operation puts a file in its place?",

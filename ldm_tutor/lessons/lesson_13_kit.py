@@ -34,7 +34,7 @@ from ldm_tutor.weights.shipped import resolve
 
 CPU = torch.device("cpu")
 LAUNCH = ("-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--num_machines", "1")
-LAUNCH += ("--mixed_precision", "no", "--dynamo_backend", "no", "--rdzv_backend", "c10d", "--main_process_port", "0")
+LAUNCH += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
 PLAIN, SHARDED = ("--multi_gpu",), ("--use_fsdp", "--fsdp_version", "2")
 _TIMEOUT = 300.0  # seconds after which a launched training counts as stuck
 
@@ -118,7 +118,8 @@ def start(folder: Path, steps: int, team: Sequence[str] = (), restarts: int = 0)
     """Start the worker in a process of its own, or with `team` PLAIN or SHARDED in two; their words go to a file."""
     module = ("-m", "ldm_tutor.lessons.lesson_13_worker", str(folder), str(steps))
     launch = (*LAUNCH, *team, "--max_restarts", str(restarts)) if team else ()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Standalone: a meeting point on a free port, so that launches beside each other do not meet by mistake.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PET_STANDALONE": "1"}
     with open(folder / "said.log", "ab") as said:
         return subprocess.Popen([sys.executable, *launch, *module], env=environment, stdout=said, stderr=said)
 
