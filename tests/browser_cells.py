@@ -6,7 +6,9 @@ The kernel and the test both import this file, so the test knows every picture b
 import numpy as np
 import torch
 from tiny import make_pipeline
+from tiny_steered import make_steered  # noqa: F401  for the cells
 
+from ldm_tutor.data.boxes import Box
 from ldm_tutor.data.scenes.world import Scene, SceneObject
 from ldm_tutor.plots.figures import bars
 from ldm_tutor.widgets.attention import AttentionExplorer, record_scene
@@ -21,6 +23,7 @@ SCENE = Scene(
 CAPTIONS = ["a red cat", "a blue dog", "a green tree", "a white ball"]
 SEEDS, SCALES = [7, 8, 9], [0, 1, 4, 8]
 NUM_FRAMES = 6
+BOXES = [Box("house", 0.125, 0.25, 0.5, 0.75), Box("tree", 0.625, 0.25, 0.875, 0.75)]
 
 
 def square(level, tint, bright, unused):
@@ -68,6 +71,18 @@ def attention():
     return AttentionExplorer(record_scene(make_pipeline(), SCENE, SENTENCE, 1, num_steps=3))
 
 
+def gradient():
+    """A picture (1, 3, 64, 64) to paint a hole on: every pixel has its own colour."""
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    return (torch.stack([4 * rows, 4 * columns, 128 + 0 * rows])[None] / 127.5 - 1).float()
+
+
+def first_hole():
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 8:24, 40:56] = 1
+    return mask
+
+
 def chart(level):
     return bars(["level"], [level])
 
@@ -77,9 +92,11 @@ import ipywidgets
 import torch
 from browser_cells import *
 from ldm_tutor.widgets.attention import attention_explorer
+from ldm_tutor.widgets.boxes import draw_boxes
 from ldm_tutor.widgets.budget import budget_explorer
 from ldm_tutor.widgets.edit_studio import edit_studio
 from ldm_tutor.widgets.guidance import guidance_grid
+from ldm_tutor.widgets.hole import paint_hole
 from ldm_tutor.widgets.live import frames, live
 from ldm_tutor.widgets.similarity import similarity_explorer
 from ldm_tutor.widgets.studio import scene_studio
@@ -97,6 +114,8 @@ CELLS = {
     "studio": "scene_studio(pipe, 'a red cat', seed=7)",
     "edit_studio": "edit_studio(pipe, 'a red cat', 'a large blue boat on the beach and a tree', seed=7)",
     "budget": "budget_explorer(1e12, 'a budget')",
+    "boxes": "draw_boxes(make_steered('layout', pipe), BOXES)",
+    "hole": "paint_hole(make_steered('inpainting', pipe), gradient(), first_hole(), '')",
 }
 ASLEEP = {"live": "import numpy as np\nfrom ldm_tutor.widgets.live import live\n"
           "live(lambda level: np.full((8, 8), level, np.uint8), 'a grey square', level=(0, 255, 10))"}  # fmt: skip

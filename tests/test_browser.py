@@ -4,19 +4,37 @@ Where a picture is known beforehand, the test computes it and compares; where a 
 that is looked at too. Skipped where there is no browser to drive.
 """
 
+import base64
+import io
 import re
 import time
 
 import nbformat
 import numpy as np
 import pytest
-from browser_cells import ASLEEP, CELLS, NUM_FRAMES, SETUP, attention, guidance, similarity
+from browser_cells import (
+    ASLEEP,
+    BOXES,
+    CELLS,
+    NUM_FRAMES,
+    SETUP,
+    attention,
+    first_hole,
+    gradient,
+    guidance,
+    similarity,
+)
 from conftest import write_kernel_profile
 from lab_browser import CONNECTED, RUN_ALL, SAVE, browser_page, jupyter_server, why_not, write_notebook
+from PIL import Image
 from tiny import make_pipeline
+from tiny_steered import make_steered
 
+from ldm_tutor.data.boxes import Box
 from ldm_tutor.lessons.build import NOTEBOOKS, ROOT
 from ldm_tutor.plots.figures import enlarge, png_bytes, to_uint8
+from ldm_tutor.widgets.boxes import with_boxes
+from ldm_tutor.widgets.edit_studio import outlined
 from ldm_tutor.widgets.names import ASLEEP as ASLEEP_LINE
 
 pytestmark = [
@@ -137,10 +155,6 @@ class View:
 
 def as_pixels(picture):
     """The pixels of what a widget draws (a figure, an image, PNG bytes)."""
-    import io
-
-    from PIL import Image
-
     return np.asarray(Image.open(io.BytesIO(png_bytes(picture))).convert("RGB")).astype(int)
 
 
@@ -485,6 +499,293 @@ def test_budget(widgets):
     small = view.lab.changed(view.image, other, seconds=60)
     view.control("combobox", "model").select_option(index=0)
     view.lab.changed(view.image, small, seconds=60)
+
+
+class Sheet:
+    """A square of a view on which the mouse draws; places are shares of its side."""
+
+    def __init__(self, view, name):
+        self.view, self.page, self.node = view, view.page, view.view.locator(name)
+        self.cells = self.page.locator(".jp-CodeCell").count()
+
+    def at(self, x, y):
+        area = self.node.bounding_box()
+        return area["x"] + x * area["width"], area["y"] + y * area["height"]
+
+    def drag(self, *places, shift=False):
+        self.node.scroll_into_view_if_needed()
+        if shift:
+            self.page.keyboard.down("Shift")
+        self.page.mouse.move(*self.at(*places[0]))
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*self.at(*place), steps=4)
+        self.page.mouse.up()
+        if shift:
+            self.page.keyboard.up("Shift")
+
+    def canvas(self, name):
+        """The pixels of a canvas of the view."""
+        code = "canvas => canvas.toDataURL('image/png').split(',')[1]"
+        data = self.view.view.locator(name).evaluate(code)
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
+
+    def notebook_is_whole(self):
+        """No key has reached the notebook: none of its cells is gone, and none was added."""
+        assert self.page.locator(".jp-CodeCell").count() == self.cells
+
+
+def test_boxes(widgets):
+    view, steered = widgets("boxes"), make_steered("layout")
+    page, sheet, draw = view.page, Sheet(view, ".ldm-sheet"), view.control("button", "Draw")
+    rows, marks = view.view.locator(".ldm-list li"), view.view.locator(".ldm-box")
+
+    def listed():
+        """The boxes as the list has them: kind, left, top, right, bottom in percent."""
+        return [
+            (row.locator("select").input_value(), *(int(each.input_value()) for each in row.locator("input").all()))
+            for row in rows.all()
+        ]
+
+    def becomes(*wanted):
+        deadline = time.monotonic() + 10
+        while listed() != list(wanted):
+            assert time.monotonic() < deadline, (listed(), wanted)
+            page.wait_for_timeout(30)
+        assert marks.count() == len(wanted)
+
+    def drawn(boxes, sentence=None, outline=True):
+        wanted = steered.from_boxes([boxes], [7], prompts=sentence and [sentence])
+        pixels = enlarge(to_uint8(wanted)[0], 5)
+        return view.shows((with_boxes(pixels, boxes) if outline else pixels).astype(int), f"{boxes}", seconds=60)
+
+    first = drawn(BOXES)
+    house, tree = ("house", 13, 25, 50, 75), ("tree", 63, 25, 88, 75)
+    becomes(house, tree)
+    # By mouse: a new box, moved, changed by its handles, and no further than the edge.
+    view.control("combobox", "kind of the next box").select_option("boat")
+    sheet.drag((0.75, 0.95), (0.5, 0.8125))  # backwards
+    becomes(house, tree, ("boat", 50, 81, 75, 95))
+    view.stays(first, "a new box before Draw")
+    sheet.drag((0.1, 0.02), (0.4, 0.2))
+    view.view.get_by_text("At most 3 boxes fit").wait_for()
+    becomes(house, tree, ("boat", 50, 81, 75, 95))
+    sheet.drag((0.7, 0.9), (0.45, 0.9))
+    becomes(house, tree, ("boat", 25, 81, 50, 95))
+    sheet.drag((0.4, 0.9), (0.4, 1.4))
+    becomes(house, tree, ("boat", 25, 86, 50, 100))
+    sheet.drag((0.25, 0.86), (0.0, 0.75))  # the upper left handle
+    becomes(house, tree, ("boat", 0, 75, 50, 100))
+    sheet.drag((0.5, 0.875), (0.02, 0.875))  # the right one, beyond the left side
+    becomes(house, tree, ("boat", 0, 75, 6, 100))
+    view.control("button", "delete box 3").click()
+    becomes(house, tree)
+    sheet.drag((0.05, 0.9), (0.07, 0.93))
+    view.view.get_by_text("That box is too small").wait_for()
+    sheet.drag((0.05, 0.9), (0.05, 0.9))
+    becomes(house, tree)
+    sheet.drag((0.25, 0.5), (0.375, 0.625), shift=True)  # on top of the house
+    becomes(house, tree, ("boat", 25, 50, 38, 63))
+    page.mouse.move(*sheet.at(0.3, 0.55))
+    page.mouse.down()
+    page.mouse.move(*sheet.at(0.8, 0.9), steps=3)
+    page.keyboard.press("Escape")
+    page.mouse.up()
+    becomes(house, tree, ("boat", 25, 50, 38, 63))
+    # By key, on the sheet and in the list.
+    marks.nth(2).focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowUp", "Shift+ArrowDown", "Shift+ArrowLeft"):
+        page.keyboard.press(key)
+    becomes(house, tree, ("boat", 31, 47, 41, 63))
+    assert marks.nth(2).get_attribute("aria-label") == "box 3: boat, left 31, top 47, right 41, bottom 63 percent"
+    page.keyboard.press("Enter")
+    assert view.control("combobox", "box 3: kind").evaluate("node => node === document.activeElement")
+    page.keyboard.press("ArrowDown")
+    becomes(house, tree, ("rocket", 31, 47, 41, 63))
+    marks.nth(2).focus()
+    page.keyboard.press("Delete")
+    becomes(house, tree)
+    assert marks.nth(1).evaluate("node => node === document.activeElement"), "the focus goes to the box before"
+    view.control("button", "Add a box").focus()
+    page.keyboard.press("Enter")
+    becomes(house, tree, ("boat", 45, 45, 80, 80))
+    for name, text in (("left", "101"), ("left", ""), ("left", "79"), ("bottom", "45")):
+        number = view.control("spinbutton", f"box 3: {name}, percent")
+        number.fill(text)
+        number.press("Tab")
+        view.view.locator(".ldm-alert").get_by_text(re.compile("must be a number|would be too small")).wait_for()
+        becomes(house, tree, ("boat", 45, 45, 80, 80))
+    for name, text in (("left", "0"), ("top", "50"), ("right", "25"), ("bottom", "100")):
+        number = view.control("spinbutton", f"box 3: {name}, percent")
+        number.fill(text)
+        number.press("Enter")
+    becomes(house, tree, ("boat", 0, 50, 25, 100))
+    view.control("combobox", "box 1: kind").select_option("cat")
+    becomes(("cat", *house[1:]), tree, ("boat", 0, 50, 25, 100))
+    view.stays(first, "all this before Draw")
+    # The picture follows the button, with and without a sentence, with and without outlines.
+    boxes = [Box("cat", 0.125, 0.25, 0.5, 0.75), BOXES[1], Box("boat", 0, 0.5, 0.25, 1)]
+    draw.click()
+    second = drawn(boxes)
+    assert (first != second).any() and "cat at 12 to 50% across" in view.image.get_attribute("alt")
+    outline = view.control("checkbox", "outline the boxes asked for")
+    outline.click()
+    drawn(boxes, outline=False)
+    outline.focus()
+    page.keyboard.press("Space")
+    sentence = view.control("textbox", "Sentence")
+    sentence.fill("a red cat at night")
+    sentence.press("Enter")
+    view.view.get_by_text("still the one of before").wait_for()
+    draw.focus()
+    page.keyboard.press("Enter")
+    third = drawn(boxes, "a red cat at night")
+    for kind in (view.control("button", "Delete all boxes"), draw):
+        kind.click()
+    view.view.get_by_text("There is no box yet").wait_for()
+    becomes()
+    view.stays(third, "a drawing of nothing")
+    sheet.notebook_is_whole()
+
+
+def test_hole(widgets, tmp_path):
+    view, steered = widgets("hole"), make_steered("inpainting")
+    page, sheet, fill = view.page, Sheet(view, ".ldm-over"), view.control("button", "Fill")
+    given, told = to_uint8(gradient())[0], view.view.locator(".ldm-count")
+    size, outline = view.control("slider", "size of the brush, in pixels"), view.control("checkbox", "outline the hole")
+
+    def holes(num):
+        deadline = time.monotonic() + 10
+        while not told.inner_text().startswith(f"Hole: {num} of 4096 pixels"):
+            assert time.monotonic() < deadline, (told.inner_text(), num)
+            page.wait_for_timeout(30)
+
+    def count():
+        return int(told.inner_text().split()[1])
+
+    def changed(before, rect):
+        """Press Fill, and look that all changes lie in a rectangle (left, top, right, bottom) of the picture."""
+        fill.click()
+        now = view.lab.changed(view.image, before, seconds=60)
+        view.view.get_by_text("Drawn in").wait_for()
+        page.wait_for_timeout(200)
+        now = view.pixels()
+        differs = (now[2::5, 2::5] != given).any(axis=2)
+        inside = np.zeros((64, 64), bool)
+        inside[rect[1] : rect[3], rect[0] : rect[2]] = True
+        assert not differs[~inside].any(), "outside the hole the picture is the same to the bit"
+        assert differs.sum() > 0.8 * count()
+        return now
+
+    wanted = steered.inpaint(gradient(), first_hole(), [7])
+    first = view.shows(outlined(wanted, first_hole()[0, 0] > 0).astype(int), "the first hole", seconds=60)
+    assert np.array_equal(sheet.canvas(".ldm-picture"), given)
+    holes(256)
+    outline.click()
+    bare = view.shows(enlarge(to_uint8(wanted)[0], 5).astype(int), "no outline")
+    assert (first != bare).any()
+    # By mouse: brush, Shift to erase, eraser, undo, clear.
+    sheet.drag((0.1, 0.6), (0.2, 0.8), (0.4, 0.7))
+    view.view.get_by_text("still the one of before").wait_for()
+    painted = count()
+    assert painted > 256 + 100
+    view.stays(bare, "a stroke before Fill")
+    hatched = sheet.canvas(".ldm-over")
+    sheet.drag((0.7, 0.2), (0.85, 0.3), shift=True)
+    erased = count()
+    assert erased < painted
+    view.control("button", "Undo").click()
+    holes(painted)
+    assert view.control("button", "Brush").get_attribute("aria-pressed") == "true"
+    view.control("button", "Eraser").click()
+    assert view.control("button", "Eraser").get_attribute("aria-pressed") == "true"
+    sheet.drag((0.55, 0.05), (0.95, 0.45))
+    assert 100 < count() < painted
+    view.control("button", "Undo").click()
+    page.mouse.move(*sheet.at(0.5, 1.2))
+    assert np.abs(sheet.canvas(".ldm-over") - hatched).mean() < 3
+    second = changed(bare, (0, 0, 64, 64))
+    view.control("button", "Clear").click()
+    holes(0)
+    fill.click()
+    view.view.get_by_text("There is no hole yet").wait_for()
+    view.stays(second, "no hole")
+    # By key: one pixel at a time, from the middle of the picture.
+    view.control("button", "Brush").click()
+    size.focus()
+    page.keyboard.press("Home")
+    sheet.node.focus()
+    for _ in range(70):
+        page.keyboard.press("ArrowLeft")
+    for _ in range(70):
+        page.keyboard.press("ArrowUp")
+    page.keyboard.press("Space")
+    holes(1)
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "Space"):
+        page.keyboard.press(key)
+    holes(2)
+    for _ in range(5):
+        page.keyboard.press("Shift+ArrowDown")
+    holes(7)
+    page.keyboard.press("e")
+    page.keyboard.press("Shift+ArrowUp")
+    holes(5)
+    page.keyboard.press("Control+z")
+    holes(7)
+    page.keyboard.press("e")
+    for _ in range(7):
+        page.keyboard.press("+")
+    page.keyboard.press("-")
+    assert size.input_value() == "7"
+    page.keyboard.press("Space")
+    third = changed(second, (0, 0, 8, 10))
+    assert (third[2::5, 2::5][0, 0] != given[0, 0]).any(), "the pixel in the corner"
+    # With a sentence.
+    sentence = view.control("textbox", "Sentence")
+    sentence.fill("a red cat")
+    sentence.press("Enter")
+    fourth = changed(third, (0, 0, 8, 10))
+    # A picture of the learner's own: small, too large to be sent whole, and none at all.
+    files = view.control("button", "a picture file of your own")
+    Image.new("RGB", (90, 40), "navy").save(tmp_path / "small.png")
+    files.set_input_files(tmp_path / "small.png")
+    view.view.get_by_text("small.png: its middle square").wait_for()
+    holes(0)
+    assert (sheet.canvas(".ldm-picture") == (0, 0, 128)).all()
+    view.stays(fourth, "another picture before Fill")
+    large = Image.new("RGB", (1800, 1200), "teal")
+    large.paste("white", (300, 0, 1500, 600))
+    large.save(tmp_path / "large.bmp")  # 6.5 MB
+    files.set_input_files(tmp_path / "large.bmp")
+    view.view.get_by_text("large.bmp: its middle square").wait_for()
+    shown = sheet.canvas(".ldm-picture")
+    assert (shown[:28] == 255).all() and np.abs(shown[36:] - (0, 128, 128)).max() <= 1
+    sheet.drag((0.2, 0.7), (0.8, 0.8))
+    strokes = count()
+    (tmp_path / "text.png").write_text("no picture")
+    files.set_input_files(tmp_path / "text.png")
+    view.view.get_by_text("text.png: the file is no picture").wait_for()
+    (tmp_path / "large.png").write_bytes(bytes(6_000_000))
+    files.set_input_files(tmp_path / "large.png")
+    view.view.get_by_text("large.png is too large to be sent").wait_for()
+    holes(strokes)
+    assert np.array_equal(sheet.canvas(".ldm-picture"), shown), "nothing is lost"
+    # The result, and a scene, to go on with.
+    fill.click()
+    fifth = view.lab.changed(view.image, fourth, seconds=60)
+    view.view.get_by_text("Drawn in").wait_for()
+    page.wait_for_timeout(200)
+    fifth = view.pixels()
+    view.control("button", "Go on with the result").click()
+    holes(0)
+    view.view.get_by_text("is the one to paint on").wait_for()
+    page.wait_for_timeout(300)
+    assert np.array_equal(sheet.canvas(".ldm-picture"), fifth[2::5, 2::5])
+    view.control("button", "Another scene").click()
+    view.view.get_by_text("A new scene").wait_for()
+    page.wait_for_timeout(300)
+    assert (sheet.canvas(".ldm-picture") != fifth[2::5, 2::5]).any()
+    sheet.notebook_is_whole()
 
 
 # --- without a kernel

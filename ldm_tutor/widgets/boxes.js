@@ -141,6 +141,7 @@ function render({ model, el }) {
   function typed(number, edge, input) {
     const value = input.value.trim() === "" ? NaN : Number(input.value) / 100;
     const box = { ...boxes[number], [edge]: fine(value) };
+    input.value = input.dataset.shown; // until it is accepted
     if (!(value >= 0 && value <= 1)) {
       refuse(`The ${EDGES[edge]} of box ${number + 1} must be a number from 0 to 100.`);
     } else if (box.x1 - box.x0 < LEAST || box.y1 - box.y0 < LEAST) {
@@ -189,7 +190,10 @@ function render({ model, el }) {
       handle.setAttribute("y", between(y + down * height - 6, 0, SIDE - 12));
     }
     item.kind.value = box.kind;
-    Object.keys(EDGES).forEach((edge, k) => { item.inputs[k].value = percent(box[edge]); });
+    Object.keys(EDGES).forEach((edge, k) => {
+      const input = item.inputs[k], text = String(percent(box[edge]));
+      if (input.dataset.shown !== text) input.value = input.dataset.shown = text; // what is being typed stays
+    });
   }
 
   function draw() {
@@ -291,13 +295,14 @@ function render({ model, el }) {
   });
 
   function read() {
-    if (drag) return;
+    if (drag || JSON.stringify(model.get("boxes")) === JSON.stringify(boxes)) return;
     boxes = model.get("boxes").map((box) => ({ ...box }));
     chosen = Math.min(chosen, boxes.length - 1);
     draw();
   }
   model.on("change:boxes", read);
   read();
+  draw();
   return () => model.off("change:boxes", read);
 }
 
