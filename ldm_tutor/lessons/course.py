@@ -151,6 +151,22 @@ _MEASURING = Facts(
     memory_mb=1100,
     builds="Accuracy with intervals, FID, Inception score, precision and recall, CLIP score, each against the package.",
 )
+_YOUR_OWN_PICTURES = Facts(
+    goal="Take a folder of pictures to a trained, measured and shared model, and find what is wrong before it costs.",
+    needs="Lessons 00 and 01; lessons 03, 05 and 11 help and are not required.",
+    minutes_to_read=50,
+    seconds_to_run=70,
+    memory_mb=1600,
+    builds="A reader that survives any folder, a fine-tuned autoencoder, a CLIP and a U-Net of your own, a model card.",
+)
+_TRAINING_AT_SCALE = Facts(
+    goal="Train one model with several processes, kill one, and get the numbers of an undisturbed run; make the bill.",
+    needs="Lessons 00 and 05; lesson 12 helps. Gradients and optimisers from PyTorch.",
+    minutes_to_read=55,
+    seconds_to_run=100,
+    memory_mb=1500,
+    builds="Gradient sums, a ring, accumulation, master weights, safe checkpoints, two real processes, GPU-days.",
+)
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("start_here", "Start here", "What happens between a sentence and a picture?", _START_HERE),
     ("autoencoder", "Autoencoder", "How small can a picture get?", _AUTOENCODER),
@@ -165,8 +181,8 @@ _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("other_conditions", "Other conditions", "What else can steer it?", _OTHER_CONDITIONS),
     ("measuring", "Measuring", "Is it any good?", _MEASURING),
     ("full_size_model", "Full-size model", "How do you assemble the real thing?", _FULL_SIZE_MODEL),
-    ("training_at_scale", "Training at scale", "How do you train it for real?", None),
-    ("your_own_pictures", "Your own pictures", "How do you make it yours?", None),
+    ("training_at_scale", "Training at scale", "How do you train it for real?", _TRAINING_AT_SCALE),
+    ("your_own_pictures", "Your own pictures", "How do you make it yours?", _YOUR_OWN_PICTURES),
     ("clinic", "Clinic", "What broke?", None),
     ("what_came_after", "What came after", "And since?", None),
 )

@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
+from ldm_tutor.config import UNetConfig
 from ldm_tutor.data.scenes.datasets import render_scenes
 from ldm_tutor.errors import TutorError
 from ldm_tutor.lessons.lesson_13_worker import INPUTS
@@ -28,6 +29,7 @@ from ldm_tutor.nn.work import work_of
 from ldm_tutor.plots.figures import COLORS, figure_style
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Tensor
+from ldm_tutor.training.bill import BACKWARD
 from ldm_tutor.training.stages.denoiser import cache_moments
 from ldm_tutor.weights.files import load_model
 from ldm_tutor.weights.shipped import resolve
@@ -81,21 +83,31 @@ class Batches:
         return folder
 
 
-def training_bytes(config: Any, batch_size: int, side: int, tokens: int) -> int:
+def training_bytes(config: UNetConfig, batch_size: int, side: int, tokens: int) -> int:
     """Return the most memory that one training step's own tensors take, counted and not run."""
 
     def make() -> Callable[[], None]:
-        unet = UNet(config)
-        latents, t = torch.randn(batch_size, config.in_channels, side, side), torch.zeros(batch_size)
-        context = torch.randn(batch_size, tokens, config.context_dim)
+        forward = _forward(config, batch_size, side, tokens)
 
         def step() -> None:
             with torch.enable_grad():
-                unet(latents, t, context).square().mean().backward()
+                forward().square().mean().backward()
 
         return step
 
     return work_of(make).peak_bytes
+
+
+def step_work(config: UNetConfig, batch_size: int, side: int, tokens: int) -> int:
+    """Return the multiply-adds of one training step, forward and backward, counted and not run."""
+    return BACKWARD * work_of(lambda: _forward(config, batch_size, side, tokens)).multiply_adds
+
+
+def _forward(config: UNetConfig, batch_size: int, side: int, tokens: int) -> Callable[[], Tensor]:
+    unet = UNet(config)
+    latents, t = torch.randn(batch_size, config.in_channels, side, side), torch.zeros(batch_size)
+    context = torch.randn(batch_size, tokens, config.context_dim or 1)
+    return lambda: unet(latents, t, context)
 
 
 # ---------------------------------------------------------------- processes
@@ -200,4 +212,16 @@ def stacked_bars(rows: Mapping[str, Mapping[str, float]], xlabel: str) -> Figure
         axes.set(xlabel=xlabel)
         axes.grid(axis="y", visible=False)
         axes.legend(loc="lower right")
+    return figure
+
+
+def log_bars(values: Mapping[str, float], xlabel: str) -> Figure:
+    """Horizontal bars on a logarithmic axis, the last in another colour."""
+    with figure_style():
+        figure, axes = plt.subplots(figsize=(7, 2.4))
+        shades = [COLORS["orange"]] * (len(values) - 1) + [COLORS["blue"]]
+        axes.barh(list(values), list(values.values()), color=shades)
+        axes.set(xscale="log", xlabel=xlabel)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
     return figure

@@ -90,6 +90,9 @@ PAPER_FIGURES: dict[str, dict[str, str]] = {
             50 7.5 5 .8 .4 .2 .3 8888 888 .5""",
         "Mokady et al. 2022: null-text inversion, inner steps, learning rate, stop": "10 0.01 0.00001 0.00002 7.5 50",
     },
+    "A100|V100|H100|GPU": {
+        "Data sheets of V100, A100, H100: 16-bit multiply-adds a second in 1e12, half the operations": "62.5 156 494.5",
+    },
     # plain arithmetic
     "": {
         "Arithmetic: 8 x 8 pixels of 3 colours; 256 x 256 pixels of 3 colours; 64 x 64 x 4 latents; 512 x 512 x 3": """

@@ -31,6 +31,11 @@ class Symbol:
 
 
 NOTATION = {
+    "batch_all": Symbol("B", "BATCH", "rows of the whole batch, of all processes together"),
+    "batch_r": Symbol("B_r", "rows.stop - rows.start", "rows that process $r$ computes"),
+    "grad_r": Symbol("g_r", "one, two", "the mean gradient of these rows"),
+    "decay_all": Symbol(r"\lambda", "decay", "what part of the average stays at each step"),
+    "w_bar": Symbol(r"\bar w_n", "average", "the average after $n$ steps; $w_n$ is the weight itself"),
     "q_picture": Symbol("Q", "q", "what each position asks: a linear map of the feature map, $n \\times d$"),
     "k_words": Symbol("K", "k", "what each token answers to: a linear map of the context, $m \\times d$"),
     "v_words": Symbol("V", "v", "what each token hands over: another linear map of the context"),
@@ -178,6 +183,15 @@ GLOSSARY = (
     Term("Working memory", "what a call has made and still needs, beside the weights", "full_size_model"),
     Term("bfloat16", "a number of 2 bytes with the range of float32 and 8 significant bits", "full_size_model"),
     Term("Dry run", "everything runs, with numbers that mean nothing", "full_size_model"),
+    Term("Data parallel", "every process has the whole model and a part of each batch", "training_at_scale"),
+    Term("All-reduce", "everybody ends up with the sum of what all had", "training_at_scale"),
+    Term("Sharded", "every process keeps a part of weights, gradients and optimiser", "training_at_scale"),
+    Term("Accumulation", "a batch computed in pieces, one after the other, before one step", "training_at_scale"),
+    Term("Master weights", "the float32 weights that updates go to, beside a fast copy", "training_at_scale"),
+    Term("Shard", "a tar file with some hundred or thousand samples", "training_at_scale"),
+    Term("Checkpoint", "all that a run needs to go on as if it had not stopped", "training_at_scale"),
+    Term("Elastic", "a run that starts its processes anew when one of them dies", "training_at_scale"),
+    Term("Utilisation", "the share of a machine's peak rate that a training reaches", "training_at_scale"),
     Term("Imagefolder", "a folder of pictures with a table, metadata.jsonl, of names and texts", "your_own_pictures"),
     Term("EXIF", "notes that a camera writes into a file, how it was held among them", "your_own_pictures"),
     Term("Contact sheet", "many pictures on one page, to look at a whole folder at once", "your_own_pictures"),
