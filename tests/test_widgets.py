@@ -134,6 +134,14 @@ def test_bars_and_flow_write_their_numbers():
     flow = figures.flow_diagram(["x", "y"], ["(1, 2)"], networks=[1], inputs={1: "noise"}, loops={1: "3 times"})
     assert {text.get_text() for text in flow.axes[0].texts} == {"x", "y", "(1, 2)", "noise", "3 times"}
     assert figures.bars(["none"], [0.0]) and figures.signed_map(torch.zeros(2, 3), 2).shape == (4, 6, 3)
+
+
+def test_a_signed_map_is_darkest_at_its_limit():
+    values = torch.tensor([[-4.0, -1.0, 0.0, 1.0, 4.0]])
+    own, wide, narrow = (figures.signed_map(values, 1, limit)[0].astype(int) for limit in (None, 8.0, 1.0))
+    assert own.sum(axis=1).argmax() == wide.sum(axis=1).argmax() == 2  # white at 0
+    assert (wide[[0, 4]].sum(axis=1) > own[[0, 4]].sum(axis=1)).all()
+    assert (narrow[0] == narrow[1]).all() and (narrow[3] == narrow[4]).all() and (narrow[0] == own[0]).all()
     with pytest.raises(ConfigError, match="bars"):
         figures.bars(["a"], [1, 2])
     with pytest.raises(ConfigError, match="arrows"):

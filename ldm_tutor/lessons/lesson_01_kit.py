@@ -93,6 +93,7 @@ class LatentMicroscope:
         self.autoencoder, self.pictures = autoencoder, pictures
         with torch.inference_mode():
             self.latents = autoencoder.encode(pictures).mean
+        self.limits = self.latents.abs().amax(dim=(0, 2, 3)).tolist()  # so that a colour means the same in every view
         self.noise = noise_like(self.latents[:1], seed=3)
 
     def mixed(self, first: int, second: int, mix: float, noise: float, only: str = "all") -> Float[Tensor, "1 c h w"]:
@@ -113,7 +114,7 @@ class LatentMicroscope:
             decoded = self.autoencoder.decode(z).clamp(-1, 1)
         faded = torch.lerp(self.pictures[first : first + 1], self.pictures[second : second + 1], mix)
         scale = self.pictures.shape[-1] // z.shape[-1]
-        maps = [signed_map(channel, scale=scale) for channel in z[0]]
+        maps = [signed_map(channel, scale, limit) for channel, limit in zip(z[0], self.limits, strict=True)]
         names = [f"channel {k}" for k in range(len(maps))]
         return picture_grid([decoded, faded, *maps], ["latents, decoded", "pixels, faded", *names], scale=2)
 

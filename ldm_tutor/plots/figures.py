@@ -258,12 +258,15 @@ def flow_diagram(
     return figure
 
 
-def signed_map(values: Tensor, scale: int = 8) -> Pixels:
-    """Turn one channel (h, w) of any sign into colours (scale h, scale w, 3): blue below 0, white at 0, red above."""
+def signed_map(values: Tensor, scale: int = 8, limit: float | None = None) -> Pixels:
+    """Turn one channel (h, w) of any sign into colours (scale h, scale w, 3): blue below 0, white at 0, red above.
+
+    The darkest colours stand for `limit` and all beyond; without it, for the largest value of this map.
+    """
     if values.dim() != 2:
         raise ShapeError("signed_map: values", given=tuple(values.shape), expected="(h, w)")
     field = values.detach().float().cpu().numpy()
-    limit = float(np.abs(field).max()) or 1.0
+    limit = limit or float(np.abs(field).max()) or 1.0
     colors = colormaps["RdBu_r"](0.5 + field / (2 * limit))[..., :3]
     return enlarge((colors * 255).round().astype(np.uint8), scale)
 
