@@ -92,6 +92,7 @@ import ipywidgets
 import torch
 from browser_cells import *
 from ldm_tutor.widgets.attention import attention_explorer
+from ldm_tutor.widgets.bill import bill_explorer
 from ldm_tutor.widgets.boxes import draw_boxes
 from ldm_tutor.widgets.budget import budget_explorer
 from ldm_tutor.widgets.edit_studio import edit_studio
@@ -114,6 +115,7 @@ CELLS = {
     "studio": "scene_studio(pipe, 'a red cat', seed=7)",
     "edit_studio": "edit_studio(pipe, 'a red cat', 'a large blue boat on the beach and a tree', seed=7)",
     "budget": "budget_explorer(1e12, 'a budget')",
+    "bill": "bill_explorer('a bill')",
     "boxes": "draw_boxes(make_steered('layout', pipe), BOXES)",
     "hole": "paint_hole(make_steered('inpainting', pipe), gradient(), first_hole(), '')",
 }

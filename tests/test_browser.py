@@ -481,6 +481,20 @@ def test_edit_studio(widgets):
     view.stays(now, "an empty target")
 
 
+def test_bill(widgets):
+    view = widgets("bill")
+    before = view.pixels()
+    assert "On 8 x A100 at 30%" in view.image.get_attribute("alt")
+    view.press("gpus", "ArrowRight")
+    more = view.lab.changed(view.image, before, seconds=60)
+    assert "On 9 x A100" in view.image.get_attribute("alt")
+    latents = view.control("combobox", "latents")
+    latents.focus()
+    view.page.keyboard.press("ArrowDown")
+    view.lab.changed(view.image, more, seconds=60)
+    assert "latents cached" in view.image.get_attribute("alt")
+
+
 def test_budget(widgets):
     view = widgets("budget")
     before = view.pixels()

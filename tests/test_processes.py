@@ -125,6 +125,17 @@ def test_pieces_make_the_numbers_of_the_whole_batch(folder, alone):
     assert_same_run(pieces, alone)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("team", [PAIR, SHARDED], ids=["pair", "sharded"])
+def test_bfloat16_is_the_same_in_a_team_up_to_its_rounding(folder, team):
+    one, two = folder("one"), folder("two")
+    settings = ["12", 'precision="bfloat16"']
+    run([sys.executable, WORKER, one, *settings])
+    run([*LAUNCH, *team, WORKER, two, *settings])
+    assert len(values(two)) == 12
+    assert max(abs(a - b) for a, b in zip(values(one), values(two), strict=True)) < 5e-3
+
+
 # ---------------------------------------------------------------- kills
 
 
