@@ -330,6 +330,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="small networks: a trial of the command itself")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too, on both sides")
+    parser.add_argument("--settings", help=f"only these of {','.join(SETTINGS)}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU; by default torch's own choice")
     parser.add_argument("--side", type=int, help="of the latents; by default 64 (512x512 pixels)")
@@ -348,6 +349,10 @@ def main():
         size.side = options.side
     device = torch.device(options.device)
     settings = SETTINGS if options.compile else SETTINGS[:2]
+    if options.settings:
+        settings = options.settings.split(",")
+        if unknown := set(settings) - set(SETTINGS):
+            parser.error(f"--settings: {sorted(unknown)} is not among {SETTINGS}")
     about = {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
