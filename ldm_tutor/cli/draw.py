@@ -146,7 +146,7 @@ def draw(
     """Draw a sentence, NUM pictures side by side; or let boxes, a hole, or another picture say what to draw."""
     start = time.perf_counter()
     negative = negative.strip()
-    given = {"boxes": boxes, "inpaint": inpaint, "upscale": upscale, "source": source}
+    given: dict[str, Any] = {"boxes": boxes, "inpaint": inpaint, "upscale": upscale, "source": source}
     name = check_together(given, sentence, negative, strength, conditions)
     sentence = sentence or ""
     if name is None and not sentence.strip():
@@ -168,7 +168,7 @@ def draw(
         weights = weights_folder(weights)
     pipeline = open_pipeline(weights, preset=preset, tokenizer=tokenizer, ema=ema, device=str(usable_device(device)))
     seeds = [seed + i for i in range(num)]
-    settings = {"num_steps": steps, "guidance": guidance, "sampler": sampler}
+    settings: dict[str, Any] = {"num_steps": steps, "guidance": guidance, "sampler": sampler}
     if asked is None:
         pictures = _draw_sentences(pipeline, [sentence] * num, seeds, negative, settings)
     else:
