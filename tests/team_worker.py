@@ -1,7 +1,8 @@
 """What tests/test_processes.py launches: the tiny denoiser's training, alone or in a team, with every loss written.
 
 python team_worker.py FOLDER STEPS [name=value ...], with the fields of TrainingOptions, `seconds=X` to wait after each
-step, and `resume`, as the command line decides it after a restart.
+step, and `stop=N` to leave after step N. After a restart it goes on, as the command line does; with the environment's
+TEAM_RESUME always.
 """
 
 import json
@@ -22,7 +23,7 @@ from ldm_tutor.training.processes import join
 def main(folder, steps, *settings):
     torch.set_num_threads(1)
     given = {name: json.loads(value) for name, value in (each.split("=") for each in settings)}
-    pause = given.pop("seconds", 0.0)
+    pause, stop = given.pop("seconds", 0.0), given.pop("stop", None)
     team = join("cpu")
     folder = Path(folder)
     options = recipe.TrainingOptions(
@@ -43,6 +44,9 @@ def main(folder, steps, *settings):
         with open(log, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         time.sleep(pause)
+        if record.step == stop:
+            records.close()  # it writes the checkpoint
+            return team.leave()
     mine = sum(value.to_local().numel() if hasattr(value, "to_local") else value.numel() for value in
                stage.learner.network.parameters())  # fmt: skip
     stage.learner.gather()

@@ -111,8 +111,8 @@ def test_a_sharded_team_holds_half_each_and_makes_the_same_numbers(folder, alone
 @pytest.mark.slow
 def test_a_checkpoint_fits_any_team(folder, alone):
     path = folder("mixed")
-    run([*LAUNCH, *SHARDED, WORKER, path, 20])  # sharded by two, then alone, then two whole ones in pieces
-    run([sys.executable, WORKER, path, 35], TEAM_RESUME="1")
+    run([*LAUNCH, *SHARDED, WORKER, path, STEPS, "stop=20"])  # sharded, then alone, then a pair in pieces
+    run([sys.executable, WORKER, path, STEPS, "stop=35"], TEAM_RESUME="1")
     run([*LAUNCH, *PAIR, WORKER, path, STEPS, "accumulate=3"], TEAM_RESUME="1")
     assert [row["step"] for row in losses(path)] == list(range(1, STEPS + 1))
     assert_same_run(path, alone)
