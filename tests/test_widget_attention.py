@@ -17,6 +17,8 @@ from ldm_tutor.widgets.attention import (
     START,
     AttentionExplorer,
     Recorded,
+    _percent,
+    _short,
     attention_explorer,
     overlay,
     record_drawing,
@@ -107,7 +109,7 @@ def test_a_control_moves_picture_and_words(explorer, known):
     assert "cat" in figure.caption.value and "step 2 of 3" in figure.caption.value
     assert "head 2" in figure.caption.value and "AUC" in figure.caption.value
     choose(explorer, step=MEAN, layer=MEAN, head=MEAN)
-    assert "all steps, all layers, all heads" in figure.caption.value
+    assert "all steps, all layers, all heads" in figure.caption.value and "to 0%" not in figure.caption.value
     width, height = Image.open(io.BytesIO(bytes(figure.picture.value))).size
     assert (width, height) == (2 * 320 + 8, 320)
 
@@ -192,3 +194,9 @@ def test_the_overlay():
     assert overlay(picture, torch.full((2, 2), 0.3)).shape == (320, 320, 3)
     with pytest.raises(ShapeError):
         overlay(picture, values, mask[:4])
+
+
+def test_small_shares_and_long_names_are_told_briefly():
+    assert [_percent(each) for each in (1.0, 0.014, 0.0042, 0.0)] == ["100%", "1%", "0.4%", "under 0.1%"]
+    assert _short(["up.1.block0.layer0.cross", "mid.block0.layer0.cross"]) == ["up.1.block0", "mid.block0"]
+    assert _short(["a.layer0.cross", "a"]) == ["a.layer0.cross", "a"]

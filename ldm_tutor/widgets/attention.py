@@ -186,7 +186,7 @@ class AttentionExplorer:
                 style={"button_width": "auto"},
             ),
             "step": _slider("Step", [f"{k + 1} (t = {t})" for k, t in enumerate(r.times)]),
-            "layer": _slider("Layer", list(r.layers)),
+            "layer": _slider("Layer", _short(r.layers)),
             "head": _slider("Head", [str(k + 1) for k in range(r.num_heads)]),
             "truth": ipywidgets.Checkbox(
                 value=False, description="true outline of the object", disabled=not r.masks, indent=False
@@ -245,8 +245,8 @@ class AttentionExplorer:
         when = "all steps" if step == MEAN else f"step {step + 1} of {len(r.times)} (t = {r.times[step]})"
         where = "all layers" if layer == MEAN else r.layers[layer]
         which = "all heads" if head == MEAN else f"head {head + 1}"
-        told = f"'{r.words[word]}', {when}, {where}, {which}: {100 * float(values.min()):.0f}% (dark) to "
-        told += f"{100 * float(values.max()):.0f}% (yellow) of a position's look; most in {place}."
+        told = f"'{r.words[word]}', {when}, {where}, {which}: {_percent(float(values.min()))} (dark) to "
+        told += f"{_percent(float(values.max()))} (yellow) of a position's look; most in {place}."
         mask = r.masks.get(r.words[word])
         if mask is None:
             return told + (" The truth is not known for this word." if truth else "")
@@ -314,6 +314,18 @@ def attention_explorer(
             pipe, str(sentence), seed, num_steps=num_steps, guidance=guidance, limit_mib=limit_mib
         )
     AttentionExplorer(recorded, word).show()
+
+
+def _percent(share: float) -> str:
+    """A share in words: whole per cent, and below one of them a digit more."""
+    percent = 100 * share
+    return f"{percent:.0f}%" if percent >= 1 else f"{percent:.1f}%" if percent >= 0.1 else "under 0.1%"
+
+
+def _short(layers: Sequence[str]) -> list[str]:
+    """Names of layers that fit beside a slider: without what all of them have in common."""
+    short = [name.removesuffix(".cross").removesuffix(".layer0") for name in layers]
+    return short if len(set(short)) == len(short) else list(layers)
 
 
 def _slider(label: str, options: list[str]) -> Any:
