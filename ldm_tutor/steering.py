@@ -38,7 +38,7 @@ from ldm_tutor.pipeline import Pipeline, load_pipeline
 from ldm_tutor.sampling.guidance import Guided
 from ldm_tutor.sampling.loop import SampleState, sample
 from ldm_tutor.sampling.noise import PictureNoise
-from ldm_tutor.shapes import Context, Int, Latents, Pictures, Tensor
+from ldm_tutor.shapes import Context, Latents, Num, Pictures, Tensor
 from ldm_tutor.weights.files import load_model, read_header
 from ldm_tutor.weights.shipped import resolve
 
@@ -144,7 +144,7 @@ class Steered:
 
     def from_map(
         self,
-        label_maps: Int[Tensor, "b H W"],
+        label_maps: Num[Tensor, "b H W"],
         seeds: Sequence[int],
         *,
         prompts: Sequence[str] | None = None,
@@ -192,7 +192,7 @@ class Steered:
         if isinstance(classes, str):
             raise ConfigError("from_classes", given=classes, expected="a list of classes, such as ['cat', 'dog']")
         for each in classes:
-            known = each in KINDS if isinstance(each, str) else isinstance(each, int) and 0 <= each < len(KINDS)
+            known = each in KINDS if isinstance(each, str) else type(each) is int and 0 <= each < len(KINDS)
             if not known:
                 expected = f"one of {KINDS}, or 0 to {len(KINDS) - 1}"
                 raise ConfigError("from_classes: class", given=each, expected=expected)
@@ -201,7 +201,7 @@ class Steered:
         return Conditioning(tokens[1:]), Conditioning(tokens[:1])
 
     @torch.inference_mode()
-    def given_map(self, label_maps: Int[Tensor, "b H W"], prompts: Sequence[str] | None = None) -> Given:
+    def given_map(self, label_maps: Num[Tensor, "b H W"], prompts: Sequence[str] | None = None) -> Given:
         """Return the shrunk label maps beside the sentences; dropped: the empty sentence, and channels of zeros."""
         self._need("semantic", "given_map")
         side = self.pipeline.config.picture_size

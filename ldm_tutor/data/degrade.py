@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from torch.nn import functional as F
 
 from ldm_tutor.errors import ConfigError, ShapeError
-from ldm_tutor.shapes import Float, Int, Pictures, Tensor
+from ldm_tutor.shapes import Float, Num, Pictures, Tensor
 
 FILTERS = {
     "box": Image.Resampling.BOX,
@@ -77,7 +77,7 @@ def run_steps(picture: np.ndarray, steps: Sequence[Step], rng: random.Random) ->
     return np.array(image)
 
 
-def degrade(pictures: Int[Tensor, "b 3 H W"], small: int, seeds: Sequence[int]) -> Int[Tensor, "b 3 h w"]:
+def degrade(pictures: Num[Tensor, "b 3 H W"], small: int, seeds: Sequence[int]) -> Num[Tensor, "b 3 h w"]:
     """Return uint8 pictures of `small` x `small` pixels, each degraded in its own way, which its seed fixes."""
     if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[-1] != pictures.shape[-2]:
         given = (pictures.dtype, tuple(pictures.shape))

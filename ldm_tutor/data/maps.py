@@ -8,12 +8,12 @@ import torch
 
 from ldm_tutor.data.scenes.world import BACKGROUNDS, KINDS, Scene
 from ldm_tutor.errors import ShapeError
-from ldm_tutor.shapes import Int, Tensor
+from ldm_tutor.shapes import Num, Tensor
 
 LABELS = (*BACKGROUNDS, *KINDS)
 
 
-def label_maps(scenes: Sequence[Scene], foreground: Int[Tensor, "b H W"]) -> Int[Tensor, "b H W"]:
+def label_maps(scenes: Sequence[Scene], foreground: Num[Tensor, "b H W"]) -> Num[Tensor, "b H W"]:
     """Return numbers of LABELS per pixel, uint8: `foreground` (see ScenePictures) in the words of a label map."""
     if len(scenes) != len(foreground):
         given = (len(scenes), len(foreground))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ldm_tutor.config import SemanticEncoderConfig
 from ldm_tutor.errors import ConfigError
-from ldm_tutor.shapes import Float, Int, Tensor
+from ldm_tutor.shapes import Float, Num, Tensor
 
 
 class SemanticEncoder(nn.Module):
@@ -22,7 +22,7 @@ class SemanticEncoder(nn.Module):
         self.config = config
         self.mix = nn.Conv2d(config.num_labels, config.channels, 1, bias=False)
 
-    def forward(self, labels: Int[Tensor, "b H W"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, labels: Num[Tensor, "b H W"]) -> Float[Tensor, "b c h w"]:
         low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
         if low < 0 or high >= self.config.num_labels:
             expected = f"0 to {self.config.num_labels - 1}"
