@@ -559,7 +559,7 @@ cost_card("two processes, killed once, and two that share the weights too", seco
 
 # %%
 pair = data.keep(FOLDER / "pair")
-launcher = kit.start(pair, STEPS, kit.PLAIN, restarts=2)
+launcher = kit.start(pair, STEPS, kit.PLAIN, restarts=3)
 kit.kill_after(launcher, pair, step=25, rank=1)
 print("the launcher ends well:", kit.finish(launcher, pair) == 0)
 curve = kit.losses_of(pair)

@@ -22,6 +22,7 @@ from torch import nn
 from ldm_tutor.errors import ConfigError
 
 PATIENCE = timedelta(days=2)  # how long processes wait for the one that encodes the pictures
+MEETING = timedelta(minutes=10)  # how long they wait for each other at the start
 BUCKET = 8 << 20  # numbers that are added up in one message
 LAUNCH = "accelerate launch --multi_gpu --num_processes 2 --rdzv_backend c10d -m ldm_tutor.cli.main train ..."
 
@@ -121,7 +122,22 @@ def join(device: str = "auto") -> Team:
         raise ConfigError("each process needs a GPU", given=given, fix="--device cpu, or fewer processes")
     from accelerate import PartialState
 
-    return _Joined(PartialState(cpu=on_cpu, timeout=PATIENCE), fsdp)
+    _meet("gloo" if on_cpu else "nccl")
+    return _Joined(PartialState(cpu=on_cpu), fsdp)
+
+
+def _meet(backend: str) -> None:
+    """Find the others, in a room of its own for each attempt.
+
+    The launcher's store outlives the processes. Without the prefix a process that was started anew can read the
+    address of a partner that has been killed, and wait for a dead one (seen with torch 2.14).
+    """
+    found = torch.distributed.rendezvous("env://", timeout=MEETING)
+    store, rank, size = next(iter(found))
+    store.set_timeout(MEETING)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    room = torch.distributed.PrefixStore(f"attempt_{attempt}", store)
+    torch.distributed.init_process_group(backend, store=room, rank=rank, world_size=size, timeout=PATIENCE)
 
 
 class _Joined(Team):
