@@ -35,7 +35,7 @@ from ldm_tutor.models.bert_encoder import BertEncoder
 from ldm_tutor.models.class_encoder import ClassEncoder
 from ldm_tutor.models.condition import Condition, fingerprint, steered_config, steered_unet
 from ldm_tutor.models.layout_encoder import LayoutEncoder, place_waves
-from ldm_tutor.models.low_rank import GAIN, Differences, LowRank, weight_shapes
+from ldm_tutor.models.low_rank import Differences, LowRank, weight_shapes
 from ldm_tutor.models.semantic_encoder import SemanticEncoder
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.models.vector_quantizer import VQAutoencoder
@@ -71,7 +71,7 @@ def test_a_difference_is_zero_at_the_start_and_then_of_its_rank(shape):
     assert not part().any()
     torch.nn.init.normal_(part.up)
     assert torch.linalg.matrix_rank(part().reshape(shape[0], -1)) == 2
-    assert torch.equal(part(), (GAIN * part.up @ part.down).view(shape))
+    assert torch.equal(part(), (part.up @ part.down).view(shape))
 
 
 def test_the_rank_is_at_most_what_the_weight_has():
@@ -91,8 +91,8 @@ def test_merged_weights_give_what_two_branches_give():
     merged = torch.func.functional_call(network, differences(dict(network.named_parameters())), (x,))
     first, last = differences.parts["0/weight"], differences.parts["2/weight"]
     down = torch.nn.functional.conv2d(x, first.down.view(-1, 3, 3, 3), padding=1)
-    h = network[0](x) + GAIN * torch.nn.functional.conv2d(down, first.up[:, :, None, None])
-    branches = network[2](h.flatten(1)) + GAIN * h.flatten(1) @ last.down.T @ last.up.T
+    h = network[0](x) + torch.nn.functional.conv2d(down, first.up[:, :, None, None])
+    branches = network[2](h.flatten(1)) + h.flatten(1) @ last.down.T @ last.up.T
     assert torch.allclose(merged, branches, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from ldm_tutor.config import ConditionConfig, UNetConfig
 from ldm_tutor.models.class_encoder import ClassEncoder
 from ldm_tutor.models.layout_encoder import LayoutEncoder
-from ldm_tutor.models.low_rank import GAIN, Differences, weight_shapes
+from ldm_tutor.models.low_rank import Differences, weight_shapes
 from ldm_tutor.models.semantic_encoder import SemanticEncoder
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.shapes import Tensor
@@ -95,6 +95,6 @@ def _widened(base: Mapping[str, Tensor], new: Tensor | None, config: ConditionCo
         if new is None:
             more = old.new_zeros(len(old), config.extra_channels, *old.shape[2:])
         else:
-            more = (GAIN * new).to(old.dtype)
+            more = new.to(old.dtype)
         weights[f"{_IN}.weight"] = torch.cat([old, more], dim=1)
     return weights

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
 from ldm_tutor.config import BertEncoderConfig
 from ldm_tutor.models.bert_encoder import BertEncoder
+from ldm_tutor.nn.blocks import zero_init
 from ldm_tutor.shapes import Float, Tensor
 
-_SPREAD = 0.5  # size of the places' first vectors; the others start at about the same size
+_SPREAD = 0.5  # size of the first vectors of places
+_SLOT = 0.1  # and of those that tell the three tokens of a box apart
 
 
 class LayoutEncoder(BertEncoder):
@@ -22,7 +25,8 @@ class LayoutEncoder(BertEncoder):
 
     Token row * side + column stands for a place of a side x side grid, side = floor(sqrt(vocab_size)). With random
     first vectors each of those thousand tokens would have to learn alone where it is; with waves, neighbours are alike
-    from the start. The first row, whose numbers the classes share, and "none" start random.
+    from the start. The first row, whose numbers the classes share, and "none" start random (classes may start as words:
+    `start_as_words`). What a layer adds is zero at first.
     """
 
     def __init__(self, config: BertEncoderConfig) -> None:
@@ -34,7 +38,18 @@ class LayoutEncoder(BertEncoder):
         with torch.no_grad():
             table.normal_(std=_SPREAD)
             table[side : side * side] = _SPREAD * place_waves(side, config.width)[side:]
-            self.position_embedding.weight.normal_(std=_SPREAD)
+            self.position_embedding.weight.normal_(std=_SLOT)
+            for layer in self.layers:
+                zero_init(layer.self_attn.to_out, layer.fc2)  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def start_as_words(self, words: Float[Tensor, "classes d"], norm: nn.LayerNorm) -> None:
+        """Let each class start as a word that the U-Net knows: `words`, vectors that the text encoder's `norm` gave.
+
+        So a box's class token says "cat" as the sentence's word does, and only where is left to learn.
+        """
+        self.norm_out.load_state_dict(norm.state_dict())
+        self.token_embedding.weight[: len(words)] = (words - norm.bias) / norm.weight
 
 
 def place_waves(side: int, width: int) -> Float[Tensor, "places width"]:

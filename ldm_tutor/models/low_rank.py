@@ -1,4 +1,4 @@
-"""Low-rank differences: W + G up down, two thin matrices beside each weight of a network that stays as it is.
+"""Low-rank differences: W + up down, two thin matrices beside each weight of a network that stays as it is.
 
 Hu et al. 2021 (arXiv 2106.09685), section 4.1. Added up, they are an ordinary weight: what draws has no extra layer.
 """
@@ -14,13 +14,14 @@ from torch import nn
 from ldm_tutor.errors import ConfigError, ShapeError
 from ldm_tutor.shapes import Tensor
 
-GAIN = 4.0  # on up x down, so that both learn at the pace of the weights beside them (their alpha / r)
+PACE = 0.5  # how far a step of Adam on `up` moves the weight itself, as a share of the learning rate
 
 
 class LowRank(nn.Module):
     """The difference for one weight: (out, in) of a linear layer or (out, in, k, k) of a convolution.
 
-    `down` starts random, `up` at zero, so that at the start the difference is exactly zero.
+    `down` starts random, `up` at zero, so that at the start the difference is exactly zero. The spread of `down` gives
+    each layer the same pace, whatever its size and rank (in place of the paper's factor alpha / r).
     """
 
     def __init__(self, shape: tuple[int, ...], rank: int) -> None:
@@ -32,11 +33,11 @@ class LowRank(nn.Module):
         rank = min(rank, shape[0], num_in)
         self.down = nn.Parameter(torch.empty(rank, num_in))
         self.up = nn.Parameter(torch.zeros(shape[0], rank))
-        nn.init.normal_(self.down, std=num_in**-0.5)
+        nn.init.normal_(self.down, std=PACE * rank**-0.5)
 
     def forward(self) -> Tensor:
         """Return the difference, in the weight's shape."""
-        return (GAIN * self.up @ self.down).view(self.shape)
+        return (self.up @ self.down).view(self.shape)
 
 
 class Differences(nn.Module):

@@ -35,6 +35,7 @@ from ldm_tutor.data.scenes.sampling import sample_scene
 from ldm_tutor.data.scenes.world import KINDS, Scene
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.shapes import Tensor
 from ldm_tutor.training.learner import pick_device, pick_dtype
@@ -116,7 +117,16 @@ def _build(kind: str, options: TrainingOptions, rank: int | None) -> ConditionSt
         dtype=dtype,
         schedule=ScheduleConfig.from_dict(schedule),
         picture_weights=_picture_weights(kind, options, recipe.repeats),
+        words=_kind_words(clip, tokenizer) if kind == "layout" else None,
     )
+
+
+@torch.no_grad()
+def _kind_words(clip: Clip, tokenizer: Tokenizer) -> Tensor:
+    """Return the vector of each kind's last token in "a <kind>": what the U-Net reads where that kind is named."""
+    tokens = tokenizer([f"a {kind}" for kind in KINDS])
+    ends = (tokens == tokenizer.end_id).int().argmax(dim=1)
+    return clip.text(tokens)[torch.arange(len(tokens)), ends - 1]
 
 
 def _picture_weights(kind: str, options: TrainingOptions, repeats: float) -> Tensor:

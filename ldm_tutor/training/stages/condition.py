@@ -16,6 +16,7 @@ from ldm_tutor.data.scenes.datasets import to_float
 from ldm_tutor.losses.denoising import noise_loss, step_weight
 from ldm_tutor.models.autoencoder import DiagonalGaussian
 from ldm_tutor.models.condition import Condition, fingerprint, steered_config
+from ldm_tutor.models.layout_encoder import LayoutEncoder
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.schedule import NoiseSchedule
@@ -42,11 +43,11 @@ class ConditionRecipe:
     skew: float = 1.0
     repeats: float = 1.0
     batch_size: int = 16
-    peak_lr: float = 1.5e-3
+    peak_lr: float = 1e-3
 
 
 RECIPES = {
-    "layout": ConditionRecipe(rank=32, convolutions=False, drop_text=0.35, skew=0.6, repeats=2.0),
+    "layout": ConditionRecipe(rank=32, convolutions=False, drop_text=0.5, skew=0.6, repeats=2.0),
     "inpainting": ConditionRecipe(drop_text=0.2, drop=0.0, skew=0.8),
     "upscaling": ConditionRecipe(drop_text=0.7, drop=0.0),
     "class": ConditionRecipe(rank=4, convolutions=False, drop_text=1.0, drop=0.1),
@@ -59,7 +60,7 @@ class ConditionStage:
 
     `moments`, `tokens`, `empty`: as in `DenoiserStage`. `inputs`: what the condition reads, one row per picture; its
     names by kind: layout `boxes` (tokens); inpainting `mask` and `masked`, of the latents' size; upscaling `small`
-    (uint8); class `classes`; semantic `labels`.
+    (uint8); class `classes`; semantic `labels`. `words`: the kinds' vectors in a sentence; a layout's classes start so.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class ConditionStage:
         dtype: torch.dtype,
         schedule: ScheduleConfig | None = None,
         picture_weights: Tensor | None = None,
+        words: Tensor | None = None,
     ) -> None:
         self.name = config.kind
         self.config, self.recipe, self.device, self.dtype = config, recipe, device, dtype
@@ -94,6 +96,8 @@ class ConditionStage:
             self.unet = UNet(steered_config(config))  # its weights are made anew at every step
         condition = Condition(config)
         condition.start_from(base.state_dict())
+        if isinstance(condition.encoder, LayoutEncoder) and words is not None:
+            condition.encoder.start_as_words(words, text_encoder.norm_out)
         self.learner = Learner(condition, peak_lr=recipe.peak_lr, device=device, dtype=dtype, warmup=100)
         self.learners: dict[str, Learner[Any]] = {"condition": self.learner}
         self.settings: dict[str, Any] = {
