@@ -594,14 +594,14 @@ for name, call in calls.items():
 full_unet = full_text = None  # the memory is free again
 
 # %%
-work = {"text encoder": sentence, "U-Net, one row": step, "decoder": work}
-for name, each in work.items():
+works = {"text encoder": sentence, "U-Net, one row": step, "decoder": work}
+for name, each in works.items():
     print(f"{name}: {each.multiply_adds / 1e9:,.1f}e9 multiply-adds")
-ratios = [seconds[name] * rate / each.multiply_adds for name, each in work.items() if name != "text encoder"]
+ratios = [seconds[name] * rate / each.multiply_adds for name, each in works.items() if name != "text encoder"]
 print("U-Net and decoder take between 0.2 and 20 times T:", all(0.2 < ratio < 20 for ratio in ratios))
 
 # %% tags=["nbval-ignore-output"]
-predicted_seconds = {name: each.multiply_adds / rate for name, each in work.items()}
+predicted_seconds = {name: each.multiply_adds / rate for name, each in works.items()}
 ALT = "Predicted and measured seconds of text encoder, U-Net row and decoder on a logarithmic axis."
 show(views.seconds_figure(predicted_seconds, seconds), alt=ALT)
 for side in (256, 512):
