@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from browser_cells import SETUP
 from prose_numbers import unsupported_numbers
+from repeatable import not_repeatable
 
 from ldm_tutor.lessons.build import NOTEBOOKS, SOURCES, WIDGET_VIEW, differences
 from ldm_tutor.lessons.checks import EXERCISES
@@ -39,6 +40,7 @@ BANDS = {
     "05_unet_denoiser": Bands(code_lines=(200, 420), reason="a U-Net, its training and what it does are one story"),
     "10_other_conditions": Bands(code_lines=(200, 420), reason="two doors, and six things that come in by them"),
     "12_full_size_model": Bands(code_lines=(200, 400), reason="it takes every part of the package, forty imports"),
+    "14_your_own_pictures": Bands(code_lines=(200, 400), reason="it takes a folder through every stage, fifty imports"),
 }
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 
@@ -197,6 +199,7 @@ RULES = (
     widgets_without_a_picture,
     unsupported_numbers,
     missing_parts,
+    not_repeatable,
 )
 
 
@@ -343,6 +346,10 @@ def quote_a_table_without_its_paper(notebook):
     notebook.cells[0].source += "\n\nOurs reaches 23.31 on the test set."
 
 
+def work_only_once(notebook):
+    notebook.cells[2].source += "\ncases = [case for case in cases if case]"
+
+
 def drop_a_heading(notebook):
     notebook.cells[0].source = notebook.cells[0].source.replace("## Recap", "## Summary")
 
@@ -371,6 +378,7 @@ FAULTS = (
     (claim_a_value, unsupported_numbers),
     (claim_a_large_number, unsupported_numbers),
     (quote_a_table_without_its_paper, unsupported_numbers),
+    (work_only_once, not_repeatable),
     (drop_a_heading, missing_parts),
     (drop_the_map, missing_parts),
 )
@@ -413,6 +421,24 @@ def test_a_number_with_something_behind_it_is_fine(prose, printed):
     notebook.cells[0].source += f"\n\n{prose}"
     notebook.cells[2].outputs.append(nbformat.v4.new_output("stream", name="stdout", text=printed))
     assert unsupported_numbers(notebook) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("x = x + 1", ["x"]),
+        ("x += 1", ["x"]),
+        ("for k in x:\n    x = k", ["x"]),
+        ("y = {'a': x}\nx = y", ["x"]),
+        ("x = 1\nx += 1\ny = [x for x in range(x)]", []),
+        ("def f(x):\n    y = x\n    y += 1\n\ny = f(3)", []),
+        ("f = lambda y: y\ny = 2\nx[0] += y\nprint(y)", []),
+    ],
+)
+def test_cells_that_work_only_once(source, names):
+    notebook = small_notebook()
+    notebook.cells[2].source = source
+    assert [each.split(": ")[1] for each in not_repeatable(notebook)] == names
 
 
 def test_one_number_too_few():
