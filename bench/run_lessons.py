@@ -9,24 +9,18 @@ and macOS tell it.
 """
 
 import argparse
-import json
-import re
 import sys
 import time
 from pathlib import Path
 
 import nbformat
 
+from ldm_tutor.errors import TutorError
 from ldm_tutor.lessons.build import NOTEBOOKS, execute
-
-ASK = """import json, resource, sys
-_unit, _whose = 1 if sys.platform == "darwin" else 1024, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-print("PEAK", json.dumps([_unit * resource.getrusage(each).ru_maxrss for each in _whose]))
-"""
 
 
 def repeated(notebook, twice):
-    """The code cells of a notebook to run: once, or each twice in a row and then all again; memory is asked last."""
+    """The code cells of a notebook to run: once, or each twice in a row and then all again."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     passes = [(cell, "") for cell in cells]
     if twice:
@@ -39,7 +33,6 @@ def repeated(notebook, twice):
         fresh.metadata["where"] = f"{cell.id}{when}"
         fresh.metadata["may_fail"] = "raises-exception" in cell.metadata.get("tags", [])
         run.cells.append(fresh)
-    run.cells.append(nbformat.v4.new_code_cell(ASK, id="peak"))
     return run
 
 
@@ -55,19 +48,15 @@ def failures(run):
     return found
 
 
-def peaks(run):
-    """Bytes at the peak: of the kernel, and of the largest process that it started."""
-    text = "".join(output.get("text", "") for output in run.cells[-1].outputs)
-    found = re.search(r"PEAK (\[.*\])", text)
-    return json.loads(found[1]) if found else [0, 0]
-
-
 def run_lesson(path, twice=False):
     """Run a notebook; returns seconds, the two peaks and the list of failures."""
     run = repeated(nbformat.read(path, as_version=4), twice)
     start = time.perf_counter()
-    execute(run, path.parent, stop=False)
-    return time.perf_counter() - start, peaks(run), failures(run)
+    try:
+        peaks, problems = execute(run, path.parent, stop=False), []
+    except TutorError as error:  # a cell that never ends
+        peaks, problems = (0, 0), [str(error)]
+    return time.perf_counter() - start, peaks, [*problems, *failures(run)]
 
 
 def main(arguments=None):

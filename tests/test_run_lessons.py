@@ -3,8 +3,12 @@
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from lab_browser import write_notebook
+
+from ldm_tutor.errors import TutorError
+from ldm_tutor.lessons.build import build
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from run_lessons import main, run_lesson  # noqa: E402
@@ -36,3 +40,17 @@ def test_memory_and_warnings(folder, capsys):
     assert "UserWarning: old" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--notebooks", str(folder), "77"])
+
+
+def test_a_build_says_the_memory_and_stores_nothing_of_the_question(tmp_path):
+    source = tmp_path / "00_start_here.py"
+    source.write_text("# %% [markdown]\n# # A title\n\n# %%\nbig = bytearray(300_000_000)\nprint(len(big))\n")
+    target = tmp_path / "00_start_here.ipynb"
+    seconds, most = build(source, target)
+    assert seconds > 0 and 0.3e9 < most < 1.5e9
+    stored = nbformat.read(target, as_version=4)
+    assert [cell.cell_type for cell in stored.cells] == ["markdown", "code"]
+    assert stored.cells[1].outputs[0].text == "300000000\n" and "PEAK" not in target.read_text()
+    source.write_text("# %%\nundefined\n")
+    with pytest.raises(TutorError, match="NameError"):
+        build(source, target)

@@ -22,7 +22,7 @@ from typing import Any
 import jupytext
 import nbformat
 from nbclient import NotebookClient, output_widget
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 
 from ldm_tutor.errors import ConfigError, TutorError
@@ -37,6 +37,15 @@ NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 600
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+# The last thing that a kernel is asked: bytes at its peak, of itself and of the largest process that it started.
+_ASK_MEMORY = """import json, sys
+try:
+    import resource
+    _unit, _whose = 1 if sys.platform == "darwin" else 1024, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    print("PEAK", json.dumps([_unit * resource.getrusage(each).ru_maxrss for each in _whose]))
+except ImportError:
+    print("PEAK [0, 0]")
+"""
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}")
 _log = logging.getLogger("ldm_tutor.lessons.build")
 
@@ -75,10 +84,11 @@ def read_source(source: Path) -> NotebookNode:
     return notebook
 
 
-def execute(notebook: NotebookNode, folder: Path, *, stop: bool = True) -> None:
+def execute(notebook: NotebookNode, folder: Path, *, stop: bool = True) -> tuple[int, int]:
     """Run all cells in order in a fresh kernel, inside `folder`; TutorError names the cell that fails.
 
-    With `stop` False the cells after one that fails are run too, and its error is among its outputs.
+    Returns the bytes at the peak of the kernel and of the largest process that it started; 0 where nobody tells. With
+    `stop` False the cells after one that fails are run too, and its error is among its outputs.
 
     nbclient's stand-in for Output widgets can hang (nbclient issue 312), so it is switched off while this runs.
     """
@@ -94,6 +104,8 @@ def execute(notebook: NotebookNode, folder: Path, *, stop: bool = True) -> None:
     environment = os.environ | {VARIABLE: "off", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     stand_in: Any = output_widget.OutputWidget
     real, stand_in.sync_state = stand_in.sync_state, lambda self: None
+    memory = nbformat.v4.new_code_cell(_ASK_MEMORY, id="memory")
+    notebook.cells.append(memory)
     try:
         client.execute(env=environment)
     except CellExecutionError as error:
@@ -101,8 +113,13 @@ def execute(notebook: NotebookNode, folder: Path, *, stop: bool = True) -> None:
             (cell for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "error"), None
         )
         raise TutorError(f"build: cell {failed.id if failed else '?'} stops: {error.ename}: {error.evalue}") from error
+    except CellTimeoutError as error:
+        raise TutorError(f"build: a cell takes longer than {CELL_SECONDS} seconds", given=str(error)[-300:]) from error
     finally:
         stand_in.sync_state = real
+        notebook.cells.remove(memory)
+    told = re.search(r"PEAK \[(\d+), (\d+)\]", "".join(output.get("text", "") for output in memory.outputs))
+    return (int(told[1]), int(told[2])) if told else (0, 0)
 
 
 def tidy(notebook: NotebookNode) -> None:
@@ -124,16 +141,16 @@ def tidy(notebook: NotebookNode) -> None:
                     holder[name] = _ADDRESS.sub("0x0", holder[name])
 
 
-def build(source: Path, target: Path) -> float:
-    """Build one notebook; return the seconds that its cells took. The old notebook stays if a cell fails."""
+def build(source: Path, target: Path) -> tuple[float, int]:
+    """Build one notebook; return the seconds and the bytes that its kernel took. The old one stays if a cell fails."""
     notebook = read_source(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    execute(notebook, target.parent)
+    most, _ = execute(notebook, target.parent)
     seconds = time.perf_counter() - start
     tidy(notebook)
     _write(notebook, target)
-    return seconds
+    return seconds, most
 
 
 def refresh(source: Path, target: Path) -> None:
@@ -200,8 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.refresh:
                 refresh(source, target)
                 continue
-            seconds = build(source, target)
-            _log.info("%s: %.1f s, %d kB", target.name, seconds, target.stat().st_size // 1000)
+            seconds, most = build(source, target)
+            size = target.stat().st_size // 1000
+            _log.info("%s: %.1f s, %d kB, memory at the peak %.2f GB", target.name, seconds, size, most / 1e9)
     except TutorError as error:
         problems.append(str(error))
     for problem in problems:
