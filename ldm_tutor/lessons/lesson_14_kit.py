@@ -49,7 +49,7 @@ NEW_NAMES = (
     "green cat face", "red bear face", "cat", "green apple",
 )  # fmt: skip
 # "green apple" has been seen: it stands among the new ones as a control.
-SETTINGS: dict[str, Any] = {"num_steps": 20, "guidance": 3.0}
+SETTINGS: dict[str, Any] = {"num_steps": 12, "guidance": 3.0}
 log = logging.getLogger("ldm_tutor.lessons.lesson_14_kit")
 
 

@@ -197,7 +197,7 @@ GLOSSARY = (
     Term("Contact sheet", "many pictures on one page, to look at a whole folder at once", "your_own_pictures"),
     Term("Fine-tuning", "training on from weights that have learned something else before", "your_own_pictures"),
     Term("Memorisation", "drawing training pictures again in the place of new ones", "your_own_pictures"),
-    Term("Copy share", "how many drawn pictures are nearer to training than to held-out ones", "your_own_pictures"),
+    Term("Nearest training picture", "the one that a drawn picture may be a copy of", "your_own_pictures"),
     Term("Model card", "what a model learned from, how it was made and measured, its limits", "your_own_pictures"),
 )
 _PLACE = re.compile(r"^\{\{(?P<what>\w*)(?P<names>[^}]*)\}\}$", re.MULTILINE)
