@@ -15,6 +15,7 @@ from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.open_model import open_parts, open_pipeline, pipeline_of
 from ldm_tutor.weights.compvis import save_compvis
 from ldm_tutor.weights.diffusers_folder import export_diffusers
+from ldm_tutor.weights.sources import is_foreign
 
 PROMPTS, SEEDS = ["a large red cat on grass"], [3]
 
@@ -90,6 +91,17 @@ def test_what_cannot_be_opened_says_why(places, tiny_preset, tmp_path):
         open_pipeline("owner/no-such-name")
     with pytest.raises(WeightsError, match="nowhere: no such file or folder"):
         open_pipeline("nowhere")
+
+
+def test_a_pickle_that_calls_itself_safetensors_is_refused(places, tiny_preset, tmp_path):
+    shutil.copy(places / "single.ckpt", tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*pickle"):
+        open_pipeline(tmp_path / "model.safetensors", preset="tiny", tokenizer=places / "folder")
+
+
+def test_a_part_of_ours_is_never_taken_for_a_whole_model(places, tmp_path):
+    shutil.copy(places / "single.safetensors", tmp_path / "unet.safetensors")
+    assert not is_foreign(tmp_path / "unet.safetensors") and is_foreign(places / "single.safetensors")
 
 
 def test_a_folder_that_does_not_say_its_size(places, tmp_path):

@@ -41,8 +41,8 @@ def open_checkpoint(path: str | Path) -> Tensors:
     Of a training's checkpoint these are the tensors under `state_dict`.
     """
     path = Path(path)
-    if not path.is_file() or not is_pickle(path):
-        return open_tensors(path)
+    if not path.is_file() or path.suffix == ".safetensors" or not is_pickle(path):
+        return open_tensors(path)  # torch goes by the name too, so a pickle that calls itself otherwise is refused here
     if not zipfile.is_zipfile(path):
         raise WeightsError(
             f"{path}: cut off, or a pickle in the form of torch before 1.6",

@@ -14,18 +14,21 @@ from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.weights.checkpoint_file import SUFFIXES, open_checkpoint
 from ldm_tutor.weights.compvis import load_compvis
 from ldm_tutor.weights.diffusers_folder import INDEX, DiffusersParts, load_diffusers, read_tokenizer
-from ldm_tutor.weights.files import METADATA_KEY
+from ldm_tutor.weights.files import KINDS, METADATA_KEY
 from ldm_tutor.weights.hub import is_hub_name, local_place
 
 
 def is_foreign(place: str | Path) -> bool:
-    """Say whether `open_model` is what opens this: a hub name, a diffusers folder, or a file that is not ours."""
+    """Say whether `open_model` is what opens this: a hub name, a diffusers folder, or a file that is not ours.
+
+    A file with the name of a part, such as `unet.safetensors`, is taken for ours, broken or not.
+    """
     if is_hub_name(place):
         return True
     path = Path(place).expanduser()
     if path.is_dir():
         return (path / INDEX).is_file()
-    if not path.is_file() or path.suffix not in SUFFIXES:
+    if not path.is_file() or path.suffix not in SUFFIXES or path.name in {f"{kind}.safetensors" for kind in KINDS}:
         return False
     return path.suffix != ".safetensors" or METADATA_KEY not in open_checkpoint(path).metadata
 
