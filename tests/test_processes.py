@@ -1,5 +1,6 @@
 """Teams: two real processes make the numbers of one, sharded or not; a kill costs the steps since the checkpoint."""
 
+import csv
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from ldm_tutor.training.checkpoint import read_checkpoint
 from ldm_tutor.training.learner import Learner, scaled_lr
 from ldm_tutor.training.processes import ALONE, Team, join
 from ldm_tutor.training.recipe import TrainingOptions
+from ldm_tutor.weights.shipped import shipped_folder
 
 WORKER = Path(__file__).with_name("team_worker.py")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
@@ -192,6 +194,37 @@ def wait_for_process(folder, restart, launcher):
                 return last["pid"]
         time.sleep(0.02)
     raise AssertionError(f"no step after restart {restart}")
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_in_a_team_and_keeps_an_earlier_run(tmp_path):
+    for name in ("autoencoder.safetensors", "clip.safetensors", "tokenizer"):
+        place = shipped_folder() / name
+        (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path / name)
+    command = [*LAUNCH, *PAIR, "--max_restarts", "1", "-m", "ldm_tutor.cli.main", "train", "denoiser"]
+    command += ["--out", tmp_path, "--steps", "2", "--num-scenes", "64", "--batch", "4", "--accumulate", "2"]
+    command += ["--lr-rule", "root", "--device", "cpu", "--precision", "float32"]
+    done = run(command)
+    assert done.stdout.count("unet.safetensors") == 1  # one of the two speaks
+    with open(tmp_path / "denoiser.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["samples"]) for row in rows] == [("2", "8")]
+    state = read_checkpoint(tmp_path / "denoiser.checkpoint", stage="denoiser", settings={"batch_size": 4})
+    assert state["settings"]["peak_lr"] == pytest.approx(scaled_lr(1e-3, 4, 32, "root"))
+    before = (tmp_path / "unet.safetensors").read_bytes()
+    again = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
+    assert again.returncode != 0  # also after the restart: what is there is not of this launch
+    assert again.stderr.count("is there from an earlier run") >= 2
+    assert (tmp_path / "unet.safetensors").read_bytes() == before
+
+
+def test_a_training_alone_loads_no_launcher():
+    code = "import ldm_tutor.training.recipe, sys; print([n for n in ('accelerate', 'webdataset') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # ---------------------------------------------------------------- shares

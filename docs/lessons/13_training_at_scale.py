@@ -521,7 +521,7 @@ unbroken = [record.values["loss"] for record in train(stage, Budget(steps=STEPS)
 alone = data.keep(FOLDER / "alone")
 process = kit.start(alone, STEPS)
 reached = kit.kill_after(process, alone, step=25)
-print("killed in the middle, by signal", -kit.finish(process, alone), reached >= 25)
+print(f"ended by signal {-kit.finish(process, alone)}, after 25 steps or more: {reached >= 25}")
 kept_step = read_checkpoint(alone / "denoiser.checkpoint", stage="denoiser", settings={})["step"]
 print("its checkpoint is whole, and from before:", 0 < kept_step <= reached + 1)
 print("started again, it ends well:", kit.finish(kit.start(alone, STEPS), alone) == 0)
