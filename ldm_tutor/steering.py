@@ -117,7 +117,7 @@ class Steered:
         side = self.pipeline.config.latent_shape[-1]
         whole, (height, width) = _padded(small_pictures, side)
         given, dropped = self.given_small(whole, prompts)
-        denoiser = Conditioned(self.unet, given, dropped, guidance)
+        denoiser: Guided = Conditioned(self.unet, given, dropped, guidance)
         if max(whole.shape[-2:]) > side:
             denoiser = Tiled(denoiser, side)
         shape = (self.pipeline.config.latent_shape[0], *whole.shape[-2:])

@@ -83,8 +83,8 @@ def degrade(pictures: Num[Tensor, "b 3 H W"], small: int, seeds: Sequence[int]) 
         given = (pictures.dtype, tuple(pictures.shape))
         raise ShapeError("degrade: pictures", given=given, expected="square uint8 pictures (b, 3, H, H)")
     if len(seeds) != len(pictures) or not 8 <= small < pictures.shape[-1]:
-        given = (len(seeds), len(pictures), small)
-        raise ConfigError("degrade", given=given, expected="one seed per picture, and a side of 8 or more but smaller")
+        numbers = (len(seeds), len(pictures), small)
+        raise ConfigError("degrade", given=numbers, expected="one seed per picture, and a side of 8 or more but smaller")
     rows = []
     for picture, seed in zip(pictures.permute(0, 2, 3, 1).numpy(), seeds, strict=True):
         rng = random.Random(f"degrade {seed}")

@@ -40,7 +40,7 @@ class LayoutEncoder(BertEncoder):
             table[side : side * side] = _SPREAD * place_waves(side, config.width)[side:]
             self.position_embedding.weight.normal_(std=_SLOT)
             for layer in self.layers:
-                zero_init(layer.self_attn.to_out, layer.fc2)  # type: ignore[union-attr]
+                zero_init(layer.self_attn.to_out, layer.fc2)  # type: ignore[union-attr,arg-type]
 
     @torch.no_grad()
     def start_as_words(self, words: Float[Tensor, "classes d"], norm: nn.LayerNorm) -> None:
