@@ -121,7 +121,7 @@ def test_robots_are_the_same_every_time_and_of_every_kind():
     some = robots(200, seed=1)
     assert some == robots(200, seed=1) != robots(200, seed=2)
     assert len({robot.caption for robot in some}) == len(COLORS) * len(EYES) * len(ANTENNAS)
-    assert list(draw_robot(some[0]).getdata()) == list(draw_robot(some[0]).getdata())
+    assert draw_robot(some[0]).tobytes() == draw_robot(some[0]).tobytes()
 
 
 def test_features_show_in_the_picture():

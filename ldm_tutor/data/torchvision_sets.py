@@ -74,7 +74,7 @@ def class_names(found: Any) -> list[str]:
         names = getattr(found, attribute, None)
         if names:
             return list(names)
-    labels = next((getattr(found, each) for each in ("targets", "labels", "_labels") if hasattr(found, each)), [])
+    labels: Any = next((getattr(found, each) for each in ("targets", "labels", "_labels") if hasattr(found, each)), [])
     return [str(k) for k in range(int(max(itertools.chain([0], map(int, labels)))) + 1)]
 
 

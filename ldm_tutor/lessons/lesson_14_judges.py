@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -261,7 +261,7 @@ def judge_copied(answer: Any) -> Verdict:
     got = _numbers([answer] if _number(answer) is not None else answer)
     if got is None:
         return look_again("the answer is a list of numbers from 0 to 7, such as [0, 3]")
-    found: Collection[int] = set(got)
+    found = set(got)
     if found == set(COPIED):
         return passed("three memories among eight robots; their distance to the nearest training picture tells")
     if found == {k + 1 for k in COPIED}:

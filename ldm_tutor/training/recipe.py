@@ -108,7 +108,7 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
     torch.manual_seed(options.seed)  # first weights
     stage = _build(name, options)
     if options.data is not None:
-        stage.settings["data"] = fingerprint(_train_pictures(options))
+        stage.settings["data"] = fingerprint(own_pictures(options.data, options.model.picture_size))
         for learner in stage.learners.values():
             learner.warmup = min(learner.warmup, OWN_WARMUP)
     before = _start_of(name, options)
