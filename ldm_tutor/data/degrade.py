@@ -84,7 +84,7 @@ def degrade(pictures: Num[Tensor, "b 3 H W"], small: int, seeds: Sequence[int]) 
         raise ShapeError("degrade: pictures", given=given, expected="square uint8 pictures (b, 3, H, H)")
     if len(seeds) != len(pictures) or not 8 <= small < pictures.shape[-1]:
         numbers = (len(seeds), len(pictures), small)
-        raise ConfigError("degrade", given=numbers, expected="one seed per picture, and a side of 8 or more but smaller")
+        raise ConfigError("degrade", given=numbers, expected="one seed per picture, a side of 8 or more, smaller")
     rows = []
     for picture, seed in zip(pictures.permute(0, 2, 3, 1).numpy(), seeds, strict=True):
         rng = random.Random(f"degrade {seed}")
