@@ -491,10 +491,9 @@ swept = {weight: copies(each) for weight, each in sweep.items()}
 figure = picture_grid([swept[w][1] for w in sweep], [f"KL weight {w:.0e}" for w in sweep], scale=2)
 show(figure, alt="One scene by KL weight: alike up to 1e-6, softer at 1e-4, and at 1e-2 stripes over a grey ground.")
 facts = {weight: watch(each, pictures) for weight, each in sweep.items()}
-WATCHED = {"means": "rms_mean", "sigma": "sigma"}
 panels = [
     ("PSNR in dB", {"": [each["psnr"] for each in facts.values()]}),
-    ("means and clouds", {n: [each[k] for each in facts.values()] for n, k in WATCHED.items()}),
+    ("means and clouds", {k.removeprefix("rms_"): [x[k] for x in facts.values()] for k in ("rms_mean", "sigma")}),
 ]
 figure = kit.curves(panels, list(sweep), "KL weight", log="x")
 show(figure, alt="PSNR is level up to 1e-6 and falls behind. The means shrink from 3 to 0, sigma grows from 0.1 to 1.")

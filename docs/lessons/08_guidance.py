@@ -498,8 +498,7 @@ axes[0].set(xlabel="scale s", ylabel="wishes met", ylim=(0, 1.05))
 axes[1].axhspan(min(floors), max(floors), color="#009E73", alpha=0.2, label="24 real pictures")
 plot(axes[1], SCALES, {"drawn": list(fids.values())}, xlabel="scale s", ylabel="FID of 24 pictures")
 axes[2].plot(met[:, 0], list(fids.values()), "o-")
-for scale in SCALES:
-    beside = {1: (-12, -12), 2: (6, 6), 4: (6, -8)}.get(scale, (6, 2))  # the best three lie close together
+for scale, beside in zip(SCALES, ((6, 2), (-12, -12), (6, 6), (6, -8), (6, 2)), strict=True):
     axes[2].annotate(f"{scale}", (wishes[scale].value, fids[scale]), xytext=beside, textcoords="offset points")
 axes[2].set(xlabel="wishes met", ylabel="FID", title="one point for each scale", xlim=(0, 1.1))
 show(figure, alt="Wishes met rise steeply from s = 0 to 1, then a little, and fall at 8. FID is higher at 8 than at 2.")
@@ -637,8 +636,7 @@ def in_part(first, last):
 parts = {name: in_part(*steps) for name, steps in {"0 to 4": (0, 5), "2 to 6": (2, 7), "5 to 9": (5, 10)}.items()}
 parts = {name: pipeline.decode(draw(each, few)) for name, each in parts.items()}
 shown = {"never": made[1][:12], **parts, "always": made[4][:12]}
-ALT = "Two sentences with guidance never, in steps 0 to 4, 2 to 6, 5 to 9, and always."
-sheet({name: each[[2, 5]] for name, each in shown.items()}, alt=ALT, down=True)
+sheet({name: each[[2, 5]] for name, each in shown.items()}, "Guided never, in three parts, always.", down=True)
 near = {name: float(psnr(each, shown["always"]).mean()) for name, each in parts.items()}
 print("guided early is nearer to always guided than guided late, by 1 dB or more:", near["0 to 4"] > near["5 to 9"] + 1)
 
