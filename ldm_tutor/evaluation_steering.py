@@ -69,7 +69,9 @@ def evaluate_inpainting(
     """Hide an object in each of `num` held-out scenes, and make a hole in the background of as many; fill both.
 
     With the scene's sentence; the background also without. Beside `Steered.inpaint`: `repaint`, which needs no
-    training, and filling with the mean colour. `settings` go to all ways of drawing.
+    training, and filling with the mean colour. No way sees what it is to fill: the holes of the pictures that it is
+    given hold the mean colour already (an encoder would carry traces of the truth over the hole's edge). `settings` go
+    to all ways of drawing.
     """
     show = wrap or (lambda batches, **_: batches)
     scenes = render_scenes(num, "test", seed, with_masks=True)
@@ -81,7 +83,8 @@ def evaluate_inpainting(
         def part(rows: range) -> Pictures:
             cut = slice(rows.start, rows.stop)
             prompts = cases.captions[cut] if told else None
-            return way(cases.pictures[cut], cases.masks[cut], [seed + i for i in rows], prompts=prompts, **settings)
+            given = measure.mean_filled(cases.pictures[cut], cases.masks[cut])
+            return way(given, cases.masks[cut], [seed + i for i in rows], prompts=prompts, **settings)
 
         return _batches(part, len(cases.masks), show, name)
 
