@@ -38,7 +38,7 @@ BANDS = {
     "03_clip": Bands(code_lines=(200, 380), reason="a tokenizer, two towers and a training are one story"),
     "09_prompt_editing": Bands(code_lines=(200, 380), reason="six edits, each with its pictures, and a real picture"),
     "05_unet_denoiser": Bands(code_lines=(200, 420), reason="a U-Net, its training and what it does are one story"),
-    "10_other_conditions": Bands(code_lines=(200, 420), reason="two doors, and six things that come in by them"),
+    "10_other_conditions": Bands(code_lines=(200, 430), reason="two doors, and six things that come in by them"),
     "12_full_size_model": Bands(code_lines=(200, 400), reason="it takes every part of the package, forty imports"),
     "14_your_own_pictures": Bands(code_lines=(200, 400), reason="it takes a folder through every stage, fifty imports"),
 }
