@@ -74,8 +74,8 @@ course_map(13)
 
 # %%
 figure = flow_diagram(
-    ["pictures", "1 autoencoder", "2 text encoder", "3 U-Net", "weights"],
-    ["L1, perceptual,\npatches, KL", "frozen\nlatents", "frozen\ncontext", "EMA"],
+    ["pictures", "1: auto-\nencoder", "2: text\nencoder", "3: U-Net", "weights"],
+    ["lessons\n01, 02", "frozen\nlatents", "frozen\ncontext", "average"],
     networks={1, 2, 3},
     inputs={2: "sentences", 3: "noise"},
 )
@@ -109,7 +109,7 @@ def new_unet(seed=0):
 
 def loss_of(unet, batch):
     x_t, t, context, noise = batch
-    return noise_loss(unet(x_t, t, context), noise)  # one number per row
+    return (unet(x_t, t, context) - noise).square().flatten(1).mean(dim=1)  # one number per row
 
 
 def train_plain(unet, num_steps, batch_size, lr=2e-3, first_seed=0):
@@ -148,13 +148,18 @@ print("the mean of the weights is worse than either:", exam["mean of both"] > ma
 #
 # {{notation batch_all batch_r grad_r}}
 #
-# First by a loop: two copies with the same weights, each with half of the rows.
+# First by a loop: two copies with the same weights, each with half of the rows. (In float64, so that rounding does not
+# hide a small mistake; one of the trained copies, since a fresh U-Net has gradients in its last layer only.)
 
 # %%
-batch = data.draw(BATCH, 5)
+batch = [each.double() for each in data.draw(BATCH, 5)]
 
 
-def gradients(unet, batch, rows, divide_by):
+def same_weights():
+    return copy.deepcopy(copies[0]).double()
+
+
+def gradients(unet, rows, divide_by):
     """The gradients of the loss over `rows`, summed and divided by `divide_by`, one tensor per parameter."""
     unet.zero_grad()
     (loss_of(unet, [each[rows] for each in batch]).sum() / divide_by).backward()
@@ -166,12 +171,12 @@ def difference(a, b):
     return float(max((x - y).abs().max() for x, y in zip(a, b, strict=True)) / max(y.abs().max() for y in b))
 
 
-whole = gradients(new_unet(), batch, slice(0, BATCH), BATCH)
-one, two = (gradients(new_unet(), batch, rows, BATCH / 2) for rows in (slice(0, 8), slice(8, 16)))
+whole = gradients(same_weights(), slice(0, BATCH), BATCH)
+one, two = (gradients(same_weights(), rows, BATCH / 2) for rows in (slice(0, 8), slice(8, 16)))
 averaged = []
 for mine, theirs in zip(one, two, strict=True):
     averaged.append((mine + theirs) / 2)
-print("two halves, averaged, equal the whole batch to 1e-6:", difference(averaged, whole) < 1e-6)
+print("two halves, averaged, equal the whole batch to 1e-12:", difference(averaged, whole) < 1e-12)
 
 # %% [markdown]
 # A model has hundreds of tensors, and a message has a cost of its own. So lay all gradients end to end in one vector,
@@ -188,9 +193,9 @@ def cuts(batch_size, size):
     return [slice(batch_size * r // size, batch_size * (r + 1) // size) for r in range(size)]
 
 
-messages = [flatten(gradients(new_unet(), batch, rows, BATCH)) for rows in cuts(BATCH, 3)]
+messages = [flatten(gradients(same_weights(), rows, BATCH)) for rows in cuts(BATCH, 3)]
 print("rows of three processes:", [rows.stop - rows.start for rows in cuts(BATCH, 3)])
-print("their sum equals the whole batch to 1e-6:", difference([sum(messages)], [flatten(whole)]) < 1e-6)
+print("their sum equals the whole batch to 1e-12:", difference([sum(messages)], [flatten(whole)]) < 1e-12)
 
 # %% [markdown]
 # How do you add up a vector that is spread over many machines? If all send to one, that one drowns. In a **ring** each
@@ -216,9 +221,9 @@ def ring_all_reduce(vectors):
     return [torch.cat(each) for each in parts], history
 
 
-four = [flatten(gradients(new_unet(), batch, rows, BATCH)) for rows in cuts(BATCH, 4)]
+four = [flatten(gradients(same_weights(), rows, BATCH)) for rows in cuts(BATCH, 4)]
 results, history = ring_all_reduce(four)
-print("everybody has the sum:", all(difference([each], [flatten(whole)]) < 1e-6 for each in results))
+print("everybody has the sum:", all(difference([each], [flatten(whole)]) < 1e-12 for each in results))
 titles = ["start", *(f"add {k}" for k in (1, 2, 3)), *(f"copy {k}" for k in (1, 2, 3))]
 ALT = "Four processes by four parts: counts grow from 1 to 4 on a diagonal, then the finished parts spread to all."
 show(kit.ring_figure(history, titles), alt=ALT)
@@ -235,10 +240,12 @@ print("vectors that each process sends, in all:", 2 * 3 / 4)
 
 # %%
 print("rows of process 1 of 3, by the package:", ALONE.pieces(BATCH, 3)[1], "and by you:", cuts(BATCH, 3)[1])
-learner = Learner(new_unet(), peak_lr=2e-3, device=kit.CPU, dtype=torch.float32, warmup=1)
+learner = Learner(same_weights(), peak_lr=2e-3, device=kit.CPU, dtype=torch.float32, warmup=1)
 for rows in ALONE.pieces(BATCH, 3):
-    (loss_of(learner.net, [each[rows] for each in batch]).sum() / BATCH).backward()
-print("its gradient equals yours:", difference([each.grad for each in learner.net.parameters()], whole) < 1e-6)
+    x_t, t, context, noise = (each[rows].float() for each in batch)
+    (noise_loss(learner.net(x_t, t, context), noise).sum() / BATCH).backward()
+theirs = [each.grad for each in learner.net.parameters()]
+print("its gradient equals yours to 1e-5, in float32:", difference(theirs, whole) < 1e-5)
 
 # %% [markdown]
 # ## A failure on purpose: four ways to share a batch wrongly
@@ -252,7 +259,7 @@ print("its gradient equals yours:", difference([each.grad for each in learner.ne
 #    each row's loss is divided by the mean loss *of its share*.
 
 # %%
-first, second = (gradients(new_unet(), batch, rows, n) for rows, n in ((slice(0, 12), 12), (slice(12, 16), 4)))
+first, second = (gradients(same_weights(), rows, n) for rows, n in ((slice(0, 12), 12), (slice(12, 16), 4)))
 faults = {"mean of means": [(a + b) / 2 for a, b in zip(first, second, strict=True)]}
 faults["same rows"] = one
 faults["forgotten division"] = [a + b for a, b in zip(one, two, strict=True)]
@@ -266,12 +273,12 @@ def crossing(unet, shares):
     return [parameter.grad.clone() for parameter in unet.parameters()]
 
 
-together = crossing(new_unet(), [slice(0, 16)])
+together = crossing(same_weights(), [slice(0, 16)])
 errors = {name: difference(each, whole) for name, each in faults.items()}
-errors["looks across rows"] = difference(crossing(new_unet(), cuts(BATCH, 2)), together)
-errors["the right way"] = max(difference(averaged, whole), 1e-9)
+errors["looks across rows"] = difference(crossing(same_weights(), cuts(BATCH, 2)), together)
+errors["the right way"] = max(difference(averaged, whole), 1e-16)
 figure = kit.log_bars(errors, "difference from the gradient of the whole batch, relative")
-show(figure, alt="Relative gradient differences: four faults between a few percent and one, the right way below 1e-6.")
+show(figure, alt="Relative gradient differences: four faults between a few percent and one, the right way near 1e-15.")
 print("all four faults differ by more than 1%:", min(list(errors.values())[:4]) > 0.01)
 
 # %% [markdown]
@@ -288,10 +295,10 @@ print("all four faults differ by more than 1%:", min(list(errors.values())[:4]) 
 # that of a piece.
 
 # %%
-unet = new_unet()
+unet = same_weights()
 for rows in cuts(BATCH, 4):
     (loss_of(unet, [each[rows] for each in batch]).sum() / BATCH).backward()
-print("four pieces equal one batch:", difference([each.grad for each in unet.parameters()], whole) < 1e-6)
+print("four pieces equal one batch:", difference([each.grad for each in unet.parameters()], whole) < 1e-12)
 pieces = (1, 2, 4, 8, 16)
 memory = [kit.training_bytes(config, BATCH // n, 16, data.context.shape[1]) / 1e6 for n in pieces]
 print(f"memory of one piece of 16, as a part of that of the whole batch: {memory[-1] / memory[0]:.2f}")
@@ -324,12 +331,12 @@ print(f"after 200 updates: {float(exact):.2f} in float32, {float(short):.2f} in 
 # %% [markdown]
 # The weights of a network are smaller than 1, and so are their spacings. But updates are small too: Adam moves a weight
 # by about the learning rate. So count. In one step with the paper's learning rate of 1e-4, which share of the weights
-# moves at all? And train three ways: float32; weights in bfloat16; and **master weights** in float32, from which a fast
-# copy in bfloat16 is refreshed after each step (Micikevicius et al. 2018), as `Learner` does it.
+# moves at all? Then train three ways: float32; weights in bfloat16; and **master weights** in float32, from which a
+# fast copy in bfloat16 is refreshed after each step (Micikevicius et al. 2018), as `Learner` does it.
 
 
 # %%
-def train_short(dtype, master, num_steps=70, lr=5e-4):
+def train_short(dtype, master, num_steps=60, lr=1e-4):
     net = new_unet().to(dtype)
     kept = new_unet() if master else net
     optimizer = torch.optim.AdamW(kept.parameters(), lr=lr, weight_decay=0.0)
@@ -351,15 +358,21 @@ moved = ((weights.bfloat16() + 1e-4) != weights.bfloat16()).float().mean()
 print(f"weights that an update of 1e-4 moves, in bfloat16: about {round(float(moved), 1):.0%}")
 ways = {"float32": (torch.float32, False), "bfloat16, master": (torch.bfloat16, True)}
 ways["bfloat16 alone"] = (torch.bfloat16, False)
-ends = {name: data.exam(train_short(*way)) for name, way in ways.items()}
-ALT = "Noise loss after 70 steps: float32 and master weights nearly the same, bfloat16 alone higher."
-show(bars(list(ends), list(ends.values()), form="{:.3f}", title="noise loss after 70 steps"), alt=ALT)
-print("master weights within 3% of float32:", abs(ends["bfloat16, master"] / ends["float32"] - 1) < 0.03)
-print("bfloat16 alone is behind:", ends["bfloat16 alone"] > ends["float32"])
+trained = {name: train_short(*way) for name, way in ways.items()}
+begin = flatten(new_unet().parameters())
+way = {name: float((flatten(unet.parameters()) - begin).norm()) for name, unet in trained.items()}
+ALT = "Length of the way of the weights: equal for float32 and master weights, a fifth shorter for bfloat16 alone."
+show(bars(list(way), list(way.values()), form="{:.2f}", title="how far the weights went in 60 steps"), alt=ALT)
+print("master weights go as far as float32, to 3%:", abs(way["bfloat16, master"] / way["float32"] - 1) < 0.03)
+print("bfloat16 alone falls short by more than 10%:", way["bfloat16 alone"] < 0.9 * way["float32"])
+
+# %% tags=["nbval-ignore-output"]
+print({name: f"noise loss {data.exam(unet):.3f}" for name, unet in trained.items()})
 
 # %% [markdown]
-# What must be exact are not the products but the *sums over many steps*: weights, Adam's means, the average. The price
-# of master weights is memory. Weight, gradient, two means and the average are five numbers of 4 bytes for each
+# In sixty steps this hardly shows in the loss. It adds up over hundreds of thousands, and it grows worse towards the
+# end, when the learning rate falls and more and more updates vanish. What must be exact are not the products but the
+# *sums over many steps*: weights, Adam's means, the average. The price of master weights is memory. Weight, gradient, two means and the average are five numbers of 4 bytes for each
 # parameter (lesson 12), whatever the network computes in.
 #
 # ## Step 4: the average of the weights
@@ -377,12 +390,12 @@ print("bfloat16 alone is behind:", ends["bfloat16 alone"] > ends["float32"])
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 2.6))
-ages = torch.arange(0, 20_000, 50)
+ages = torch.logspace(0, 4.5, 200)
 for decay in (0.99, 0.999, 0.9999):
     half = math.log(0.5) / math.log(decay)
     axes.plot(ages, decay**ages, label=f"{decay}, half after {half:,.0f} steps")
     print(f"decay {decay}: half after {half:,.0f} steps")
-axes.set(xlabel="steps ago", ylabel="share, relative", xscale="symlog", xlim=(0, 20_000))
+axes.set(xlabel="steps ago", ylabel="share, relative", xscale="log")
 axes.legend()
 show(figure, alt="Shares over age fall to a half after 69, 693 and 6931 steps for decays with two, three, four nines.")
 values, average = torch.randn(50, generator=torch.Generator().manual_seed(0)), 0.0
@@ -407,10 +420,10 @@ cost_card("four trainings of 960 pictures each", seconds=16)
 
 # %%
 SEEN = 960
-runs = {"batch 8, lr 1e-3": data.exam(train_plain(new_unet(), SEEN // 8, 8, lr=1e-3))}
+runs = {"batch 8, lr 0.001": data.exam(train_plain(new_unet(), SEEN // 8, 8, lr=1e-3))}
 for rule in ("fixed", "root", "linear"):
     lr = scaled_lr(1e-3, 32, 8, rule)
-    runs[f"batch 32, {rule}, lr {lr:.0e}"] = data.exam(train_plain(new_unet(), SEEN // 32, 32, lr=lr))
+    runs[f"batch 32, {rule}, lr {lr:g}"] = data.exam(train_plain(new_unet(), SEEN // 32, 32, lr=lr))
 ALT = "Noise loss after 960 pictures: batch 8 lowest; batch 32 with a fixed rate by far highest, linear nearest to it."
 show(bars(list(runs), list(runs.values()), form="{:.2f}", title="noise loss after the same 960 pictures"), alt=ALT)
 small, fixed, root, linear = runs.values()
@@ -479,7 +492,7 @@ good = list(report.samples.values())
 print("good samples by shard, of 20 each:", good)
 print("troubles:", len(report.troubles), "|", report.troubles[0].split(" (")[0])
 shown = [to_float(rest[good[0] + good[1] - 5 + k]) for k in range(10)]
-titles = ["tar 1, before the cut"] + [""] * 4 + ["tar 2 goes on"] + [""] * 4
+titles = ["before the cut"] + [""] * 4 + ["the next tar"] + [""] * 4
 show(picture_grid(shown, titles, columns=5, scale=2), alt="Ten scenes: five from before the cut, five of the next tar.")
 
 # %% [markdown]
@@ -511,17 +524,17 @@ for path in (naive, safe):
 #
 # A whole checkpoint is not enough. It must hold all that the next step depends on: weights, Adam's means, the average,
 # the counter, and where the random numbers stand. Here the last is free, since a step's random numbers depend on seed
-# and step alone. Now the real thing. First an unbroken run of 60 steps, in this kernel; then the same as a process
+# and step alone. Now the real thing. First an unbroken run of 40 steps, in this kernel; then the same as a process
 # of its own, killed with the signal that no program can catch, and started again.
 
 # %%
-STEPS = 60
+STEPS = 40
 stage = build_stage(data.keep(FOLDER / "unbroken"), ALONE)
 unbroken = [record.values["loss"] for record in train(stage, Budget(steps=STEPS), FOLDER / "unbroken")]
 alone = data.keep(FOLDER / "alone")
 process = kit.start(alone, STEPS)
-reached = kit.kill_after(process, alone, step=25)
-print(f"ended by signal {-kit.finish(process, alone)}, after 25 steps or more: {reached >= 25}")
+reached = kit.kill_after(process, alone, step=15)
+print(f"ended by signal {-kit.finish(process, alone)}, after 15 steps or more: {reached >= 15}")
 kept_step = read_checkpoint(alone / "denoiser.checkpoint", stage="denoiser", settings={})["step"]
 print("its checkpoint is whole, and from before:", 0 < kept_step <= reached + 1)
 print("started again, it ends well:", kit.finish(kit.start(alone, STEPS), alone) == 0)
@@ -536,7 +549,7 @@ figure.axes[0].axvline(reached, color="C3", linestyle=":")
 show(figure, alt="Two loss curves lie on each other; a dotted line marks the step at which the process was killed.")
 
 # %% tags=["nbval-ignore-output"]
-print(f"killed after step {reached}; the checkpoint was from step {kept_step}; {len(made) - STEPS} steps made twice")
+print(f"killed after step {reached}; the checkpoint was from step {kept_step}; steps made twice: {len(made) - STEPS}")
 
 # %% [markdown]
 # ## Step 8: two processes, for real
@@ -560,7 +573,7 @@ cost_card("two processes, killed once, and two that share the weights too", seco
 # %%
 pair = data.keep(FOLDER / "pair")
 launcher = kit.start(pair, STEPS, kit.PLAIN, restarts=3)
-kit.kill_after(launcher, pair, step=25, rank=1)
+kit.kill_after(launcher, pair, step=15, rank=1)
 print("the launcher ends well:", kit.finish(launcher, pair) == 0)
 curve = kit.losses_of(pair)
 apart = max(abs(a - b) for a, b in zip(curve, unbroken, strict=True))

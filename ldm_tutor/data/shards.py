@@ -66,10 +66,11 @@ class ShardSample:
 
 @dataclass
 class ShardReport:
-    """What a reading met: good samples by shard, and troubles as sentences with shard and key."""
+    """What a reading met: good samples by shard, and troubles as sentences with shard and key; `loud`: logged too."""
 
     samples: dict[str, int] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
+    loud: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -77,9 +78,10 @@ class ShardReport:
         return sum(self.samples.values())
 
     def note(self, trouble: str) -> None:
-        """Keep a trouble, and say it in the log."""
+        """Keep a trouble."""
         self.troubles.append(trouble)
-        log.warning("%s", trouble)
+        if self.loud:
+            log.warning("%s", trouble)
 
 
 # ---------------------------------------------------------------- writing
@@ -178,7 +180,7 @@ def read_shards(paths: Iterable[Path], report: ShardReport | None = None) -> Ite
     What is damaged never stops the reading: a shard that is cut off gives the samples before the cut. `report` is
     filled with counts and troubles as the reading goes on. Raises TutorError at the end if no sample was good.
     """
-    report = ShardReport() if report is None else report
+    report = ShardReport(loud=True) if report is None else report
     for path in paths:
         report.samples[str(path)] = 0
         for sample in _read_one(path, report):
@@ -247,7 +249,7 @@ def load_pictures(source: str | Path, side: int, report: ShardReport | None = No
     """
     import torch
 
-    report = ShardReport() if report is None else report
+    report = ShardReport(loud=True) if report is None else report
     pictures, captions = [], []
     for sample in read_shards(find_shards(source), report):
         try:

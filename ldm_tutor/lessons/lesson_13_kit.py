@@ -211,7 +211,7 @@ def stacked_bars(rows: Mapping[str, Mapping[str, float]], xlabel: str) -> Figure
         axes.invert_yaxis()
         axes.set(xlabel=xlabel)
         axes.grid(axis="y", visible=False)
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(shades))
     return figure
 
 

@@ -25,8 +25,10 @@ class BillExplorer:
         found = bill(run, gpu, utilisation, gpus, cached)
         memory = kept_bytes(run) / 1e9
         reported = find_run(run).reported_days
-        told = "its source names no days" if reported is None else f"its source: {reported:,.1f} days of a "
-        told += "" if reported is None else f"{find_run(run).reported_on}, {implied_utilisation(run):.0%} of its peak"
+        told = "its source names no days"
+        if reported is not None:
+            share = implied_utilisation(run)
+            told = f"its source names {reported:,.1f} {find_run(run).reported_on}-days, {share:.0%} of the peak"
         return (
             f"{run}, latents {latents}: {run_work(run, cached):.2g} multiply-adds. On {gpus} x {gpu} at "
             f"{utilisation:.0%} of the 16-bit peak: {found.gpu_days:,.1f} GPU-days, {found.wall_days:,.2f} days on the "
