@@ -8,7 +8,7 @@ import pytest
 from lab_browser import write_notebook
 
 from ldm_tutor.errors import TutorError
-from ldm_tutor.lessons.build import build
+from ldm_tutor.lessons.build import WIDGET_VIEW, build
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from run_lessons import main, run_lesson  # noqa: E402
@@ -54,3 +54,14 @@ def test_a_build_says_the_memory_and_stores_nothing_of_the_question(tmp_path):
     source.write_text("# %%\nundefined\n")
     with pytest.raises(TutorError, match="NameError"):
         build(source, target)
+
+
+def test_a_finished_curve_leaves_words_and_a_figure_and_no_dead_widget(tmp_path):
+    source = tmp_path / "00_start_here.py"
+    code = "from ldm_tutor.lessons.live_training import follow\n\nfollow(iter([2.0, 1.0]), 2, alt='It falls.');"
+    source.write_text(f"# %%\n{code}")
+    build(source, tmp_path / "00_start_here.ipynb")
+    (cell,) = nbformat.read(tmp_path / "00_start_here.ipynb", as_version=4).cells
+    live, figure = (output["data"] for output in cell.outputs)
+    assert live["text/plain"].startswith("[live curve]") and WIDGET_VIEW not in live and "<p>" in live["text/html"]
+    assert figure["text/plain"].startswith("[figure]")

@@ -28,6 +28,7 @@ from nbformat import NotebookNode
 from ldm_tutor.errors import ConfigError, TutorError
 from ldm_tutor.lessons.course import course_map_data
 from ldm_tutor.lessons.full_size import fill
+from ldm_tutor.lessons.live_training import CURVE
 from ldm_tutor.lessons.progress import VARIABLE
 from ldm_tutor.lessons.terms import expand
 
@@ -123,7 +124,10 @@ def execute(notebook: NotebookNode, folder: Path, *, stop: bool = True) -> tuple
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Take out, in place, what differs from run to run: widget states and numbers, times, folds, addresses."""
+    """Take out, in place, what differs from run to run, and views of widgets that are no more.
+
+    What differs are widget states and numbers, times, folds and addresses.
+    """
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata["kernelspec"] = dict(KERNEL)
@@ -133,6 +137,8 @@ def tidy(notebook: NotebookNode) -> None:
             cell.metadata.pop(name, None)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
+            if data.get("text/plain", "").startswith(CURVE):
+                data.pop(WIDGET_VIEW, None)  # it is closed when the training ends; its figure stands below
             if WIDGET_VIEW in data:
                 model = data[WIDGET_VIEW]["model_id"]
                 data[WIDGET_VIEW]["model_id"] = numbers.setdefault(model, f"{len(numbers) + 1:032x}")

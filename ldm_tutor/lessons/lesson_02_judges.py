@@ -292,10 +292,7 @@ def judge_balance(my_balance: Any) -> Verdict:
         except RuntimeError as error:
             if "a second time" not in str(error):
                 raise
-            return look_again(
-                "your first call of autograd.grad uses the graph up and the second finds none: pass retain_graph=True, "
-                "both times"
-            )
+            return look_again("your first autograd.grad uses the graph up: pass retain_graph=True, both times")
         if is_missing(result):
             return not_done("your function returns nothing yet: end it with `return` and the weight")
         value = _number(result)

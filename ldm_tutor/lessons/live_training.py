@@ -26,6 +26,7 @@ from ldm_tutor.weights.files import atomic_file
 MODES = ("quick", "full", "load")
 SMOOTH = 20  # steps that one point of the curve looks back on
 REDRAW_SECONDS = 0.5
+CURVE = "[live curve]"  # how the words of a curve begin that is drawn while a cell runs
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _display_live(view: ipywidgets.VBox) -> None:
     forms: Any = view._repr_mimebundle_()
     forms = dict(forms[0] if isinstance(forms, tuple) else forms)
     text = "While this cell runs, its curve is drawn here."
-    forms |= {"text/plain": f"[live curve] {text}", "text/html": f"<p>{text}</p>"}
+    forms |= {"text/plain": f"{CURVE} {text}", "text/html": f"<p>{text}</p>"}
     display(forms, raw=True)
 
 
