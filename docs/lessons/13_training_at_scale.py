@@ -372,8 +372,9 @@ print({name: f"noise loss {data.exam(unet):.3f}" for name, unet in trained.items
 # %% [markdown]
 # In sixty steps this hardly shows in the loss. It adds up over hundreds of thousands, and it grows worse towards the
 # end, when the learning rate falls and more and more updates vanish. What must be exact are not the products but the
-# *sums over many steps*: weights, Adam's means, the average. The price of master weights is memory. Weight, gradient, two means and the average are five numbers of 4 bytes for each
-# parameter (lesson 12), whatever the network computes in.
+# *sums over many steps*: weights, Adam's means, the average. The price of master weights is memory. Weight, gradient,
+# two means and the average are five numbers of 4 bytes for each parameter (lesson 12), whatever the network computes
+# in.
 #
 # ## Step 4: the average of the weights
 #
