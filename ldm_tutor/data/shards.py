@@ -192,7 +192,8 @@ def read_shards(paths: Iterable[Path], report: ShardReport | None = None) -> Ite
 
 def _read_one(path: Path, report: ShardReport) -> Iterator[ShardSample]:
     """Yield a shard's whole samples; troubles go to the report."""
-    key, files, whole = "", {}, True  # of the sample that is being gathered
+    key, whole = "", True  # of the sample that is being gathered
+    files: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:*") as tar:
             for member in tar:

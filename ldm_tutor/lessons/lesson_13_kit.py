@@ -35,8 +35,10 @@ from ldm_tutor.weights.files import load_model
 from ldm_tutor.weights.shipped import resolve
 
 CPU = torch.device("cpu")
-LAUNCH = ("-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--num_machines", "1")
-LAUNCH += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+LAUNCH = (
+    *("-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
 PLAIN, SHARDED = ("--multi_gpu",), ("--use_fsdp", "--fsdp_version", "2")
 _TIMEOUT = 300.0  # seconds after which a launched training counts as stuck
 

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from ldm_tutor.config import UNetConfig
+from ldm_tutor.models.unet import UNet
 from ldm_tutor.training.learner import Learner
 from ldm_tutor.training.loop import Budget, train
-from ldm_tutor.training.processes import Team, join
+from ldm_tutor.training.processes import Team, join, local
 from ldm_tutor.training.stages.denoiser import DenoiserStage
 from ldm_tutor.weights.files import load_model
 from ldm_tutor.weights.shipped import resolve
@@ -62,10 +63,9 @@ def build_stage(folder: Path, team: Team, accumulate: int = 1) -> DenoiserStage:
     return stage
 
 
-def held_numbers(learner: Learner[torch.nn.Module]) -> int:
+def held_numbers(learner: Learner[UNet]) -> int:
     """Return how many numbers of the weights lie in this process."""
-    values: list[torch.Tensor] = [parameter.data for parameter in learner.network.parameters()]
-    return sum(value.to_local().numel() if hasattr(value, "to_local") else value.numel() for value in values)
+    return sum(local(parameter).numel() for parameter in learner.network.parameters())
 
 
 def main(folder: Path, steps: int) -> None:

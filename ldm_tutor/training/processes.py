@@ -220,7 +220,8 @@ def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 def local(value: torch.Tensor) -> torch.Tensor:
     """Return this process's part of a spread tensor, sharing its memory; any other tensor as it is."""
-    return value.to_local() if _is_spread(value) else value  # type: ignore[operator]
+    spread: Any = value
+    return spread.to_local() if _is_spread(value) else value
 
 
 def whole(value: Any) -> Any:
