@@ -582,7 +582,8 @@ print("held-out loss without skips above 0.8, with them below 0.2:", held_out(cu
 # ## The average, and when it fails
 #
 # Your training cell kept three sets of weights: the raw ones, the EMA, and an average with $\mu = 0.999$ from the first
-# step on, without the minimum. Their losses on the held-out scenes:
+# step on, without the minimum. (With `"load"` it has only one, and the three bars are equal.) Their losses on the
+# held-out scenes:
 
 # %%
 scores = {"raw": held_out(mine.net), "EMA": held_out(mine.ema), "without the minimum": held_out(slow)}
