@@ -11,7 +11,7 @@ from tiny import make_pipeline
 
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.lessons.checks import EXERCISES, check, exercise, hint, solution
-from ldm_tutor.lessons.exercises import KINDS, LOOK_AGAIN, NOT_DONE, PASS, is_missing, scrub
+from ldm_tutor.lessons.exercises import KINDS, LOOK_AGAIN, NOT_DONE, PASS, Verdict, is_missing, scrub
 from ldm_tutor.lessons.lesson_00_judges import SEED, SENTENCE, STEP_CHOICES
 from ldm_tutor.lessons.progress import VARIABLE, passed_exercises, progress_path, record_pass
 from ldm_tutor.sampling.guidance import Guided
@@ -137,6 +137,12 @@ def test_a_verdict_escapes_what_the_learner_wrote():
         raise ValueError("<script>")
 
     assert "<script>" not in check.start_here.fix_the_fault(noisy)._repr_html_()
+
+
+def test_code_and_stress_are_set_as_such():
+    verdict = Verdict(LOOK_AGAIN, "the *old* stays: `a < b`, mean**2 - 2 * b * c and x *= 2")
+    assert "the <em>old</em> stays: <code>a &lt; b</code>, mean**2 - 2 * b * c and x *= 2" in verdict._repr_html_()
+    assert verdict.message in repr(verdict)
 
 
 def test_unknown_names_are_answered_with_the_known_ones():

@@ -159,5 +159,6 @@ def _block(text: str) -> str:
 
 
 def _marked_up(text: str) -> str:
-    """HTML of a sentence; what stands between backticks is code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    """HTML of a sentence; what stands between backticks is code, a *word* between stars is stressed."""
+    text = re.sub(r"(?<![\w*])\*([A-Za-z]+)\*(?![\w*])", r"<em>\1</em>", html.escape(text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
