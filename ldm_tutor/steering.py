@@ -6,7 +6,7 @@ Each condition lies in one small file: what it adds to the shipped model's U-Net
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ldm_tutor.conditions.channels import (
     check_masks,
     clean_latents,
     inpainting_channels,
+    mean_filled,
     shrink_masks,
     small_picture_channels,
 )
@@ -87,16 +88,19 @@ class Steered:
         *,
         prompts: Sequence[str] | None = None,
         num_steps: int = 20,
-        guidance: float = 2.0,
+        guidance: float = 1.5,
         sampler: str = "dpm++",
     ) -> Pictures:
         """Fill the holes, where `masks` (b, 1, H, W) is 1; outside of them every pixel stays as it is.
 
-        A mask of zeros gives the picture back; a mask of ones draws a new one.
+        A mask of zeros gives the picture back; a mask of ones draws a new one. The U-Net reads the masked picture, and
+        after every step the latents outside of the hole are those of the picture again, as in `repaint`; what is under
+        the hole is never read.
         """
         given = self.given_hole(pictures, masks, prompts)
-        drawn = self._draw(given, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler)
-        return compose(drawn, pictures, masks)
+        keep, _ = _keeper(self.pipeline, mean_filled(pictures, masks), masks, seeds)
+        states = self.steps(given, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler, edit=keep)
+        return compose(self.pipeline.decode(deque(states, maxlen=1).pop().latents), pictures, masks)
 
     def upscale(
         self,
@@ -214,28 +218,43 @@ class Steered:
         return Conditioning(context, channels), Conditioning(empty, torch.zeros_like(channels[:1]))
 
     def steps(
-        self, given: Given, seeds: Sequence[int], *, num_steps: int = 20, guidance: float = 3.0, sampler: str = "dpm++"
+        self,
+        given: Given,
+        seeds: Sequence[int],
+        *,
+        num_steps: int = 20,
+        guidance: float = 3.0,
+        sampler: str = "dpm++",
+        edit: Callable[[SampleState], Latents] | None = None,
     ) -> Iterator[SampleState]:
-        """Yield the state after every step of drawing what one of the methods above gives."""
+        """Yield the state after every step of drawing what one of the methods above gives; `edit` as in `sample`."""
         denoiser = Conditioned(self.unet, *given, guidance)
         shape = self.pipeline.config.latent_shape
         if given[0].channels is not None:
             shape = (shape[0], *given[0].channels.shape[-2:])
-        yield from self._sample(denoiser, seeds, shape, num_steps=num_steps, sampler=sampler)
+        yield from self._sample(denoiser, seeds, shape, num_steps=num_steps, sampler=sampler, edit=edit)
 
     def _draw(self, given: Given, seeds: Sequence[int], *, num_steps: int, guidance: float, sampler: str) -> Pictures:
         states = self.steps(given, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler)
         return self.pipeline.decode(deque(states, maxlen=1).pop().latents)
 
     def _sample(
-        self, denoiser: Guided, seeds: Sequence[int], shape: tuple[int, int, int], *, num_steps: int, sampler: str
+        self,
+        denoiser: Guided,
+        seeds: Sequence[int],
+        shape: tuple[int, int, int],
+        *,
+        num_steps: int,
+        sampler: str,
+        edit: Callable[[SampleState], Latents] | None = None,
     ) -> Iterator[SampleState]:
         if len(seeds) != denoiser.num_pictures or not len(seeds):
             given = (len(seeds), denoiser.num_pictures)
             raise ConfigError("one seed per picture", given=given, expected="equal numbers, at least one")
         noise = PictureNoise(seeds)
         start = noise.initial(shape).to(self.pipeline.device)
-        run = sample(denoiser, start, self.pipeline.schedule, sampler=sampler, num_steps=num_steps, noise=noise)
+        settings = {"sampler": sampler, "num_steps": num_steps}
+        run = sample(denoiser, start, self.pipeline.schedule, noise=noise, edit=edit, **settings)
         while True:
             with torch.inference_mode():  # held only while a step runs, never while the caller looks
                 state = next(run, None)
@@ -311,10 +330,24 @@ def repaint(
     """
     check_masks(pictures, masks, "repaint: masks")
     context, empty = _sentences(pipeline, prompts, len(pictures))
-    form = HOLE_FORMS["scenes"]
+    keep, start = _keeper(pipeline, pictures, masks, seeds)
+    noise = PictureNoise(seeds)
+    denoiser = Guided(pipeline.unet, context, empty, guidance)
+    with torch.inference_mode():
+        run = sample(denoiser, start, pipeline.schedule, sampler=sampler, num_steps=num_steps, noise=noise, edit=keep)
+        latents = deque(run, maxlen=1).pop().latents
+    return compose(pipeline.decode(latents), pictures, masks)
+
+
+def _keeper(
+    pipeline: Pipeline, pictures: Pictures, masks: Masks, seeds: Sequence[int]
+) -> tuple[Callable[[SampleState], Latents], Latents]:
+    """Return the edit that puts the pictures' own latents, noised like the step, outside the hole; and the noise."""
+    if len(seeds) != len(pictures):
+        raise ConfigError("one seed per picture", given=(len(seeds), len(pictures)), expected="equal numbers")
     with torch.inference_mode():
         original = clean_latents(pipeline.autoencoder, pictures)
-        hole = shrink_masks(masks, pipeline.config.autoencoder.downsampling, form).to(original)
+        hole = shrink_masks(masks, pipeline.config.autoencoder.downsampling, HOLE_FORMS["scenes"]).to(original)
     noise = PictureNoise(seeds).initial(original.shape[1:]).to(original)
 
     def keep(state: SampleState) -> Latents:
@@ -323,12 +356,7 @@ def repaint(
             known = pipeline.schedule.add_noise(original, noise, torch.full((len(original),), state.t_next))
         return hole * state.latents + (1 - hole) * known
 
-    denoiser = Guided(pipeline.unet, context, empty, guidance)
-    with torch.inference_mode():
-        seeded = PictureNoise(seeds)
-        run = sample(denoiser, noise, pipeline.schedule, sampler=sampler, num_steps=num_steps, noise=seeded, edit=keep)
-        latents = deque(run, maxlen=1).pop().latents
-    return compose(pipeline.decode(latents), pictures, masks)
+    return keep, noise
 
 
 def compose(drawn: Pictures, pictures: Pictures, masks: Masks) -> Pictures:

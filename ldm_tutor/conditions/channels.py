@@ -68,6 +68,13 @@ def hide(pictures: Pictures, masks: Masks, form: HoleForm) -> Pictures:
     return torch.where(masks.to(pictures.device) > 0.5, torch.full_like(pictures, form.fill), pictures)
 
 
+def mean_filled(pictures: Pictures, masks: Masks) -> Pictures:
+    """Return the pictures with each hole filled with the mean colour of the rest; the baseline of inpainting too."""
+    rest = 1 - masks.to(pictures)
+    color = (pictures * rest).sum(dim=(2, 3), keepdim=True) / rest.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    return torch.where(rest < 0.5, color, pictures)
+
+
 def shrink_masks(masks: Masks, factor: int, form: HoleForm) -> Float[Tensor, "b 1 h w"]:
     """Return masks at the latents' size, in the form's values."""
     small = F.max_pool2d(masks, factor) if form.shrink == "cover" else masks[..., ::factor, ::factor]

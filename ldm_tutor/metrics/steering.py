@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ldm_tutor.conditions.channels import mean_filled as mean_filled  # a baseline here, and what hides a hole there
 from ldm_tutor.data.boxes import Box, overlap, scene_boxes
 from ldm_tutor.data.degrade import shrink
 from ldm_tutor.data.masks import background_mask, box_mask
@@ -131,13 +132,6 @@ def hole_psnr(drawn: Pictures, pictures: Pictures, masks: Float[Tensor, "n 1 H W
     wrong = ((drawn - pictures) / 2).square() * masks
     error = wrong.flatten(1).sum(dim=1) / (3 * masks.flatten(1).sum(dim=1))
     return -10 * error.clamp(min=1e-6).log10()
-
-
-def mean_filled(pictures: Pictures, masks: Float[Tensor, "n 1 H W"]) -> Pictures:
-    """Return the pictures with each hole filled with the mean colour of the rest: the baseline of inpainting."""
-    rest = 1 - masks
-    color = (pictures * rest).sum(dim=(2, 3), keepdim=True) / rest.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-    return torch.where(masks > 0.5, color, pictures)
 
 
 def same_outside(drawn: Pictures, pictures: Pictures, masks: Float[Tensor, "n 1 H W"]) -> list[bool]:
