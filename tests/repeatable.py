@@ -1,4 +1,4 @@
-"""Which names a cell reads and then binds anew, so that it does something else when it is run twice in a row."""
+"""What makes a cell do something else when it is run a second time: names that get another value under it."""
 
 import ast
 
@@ -48,6 +48,9 @@ class _Cell(ast.NodeVisitor):
         for each in (node.iter, node.target, *node.body, *node.orelse):
             self.visit(each)
 
+    def visit_alias(self, node):
+        self._bind((node.asname or node.name).partition(".")[0])
+
     def visit_Name(self, node):
         if any(node.id in names for names in self.own):
             return
@@ -71,4 +74,30 @@ def not_repeatable(notebook):
             follower = _Cell()
             follower.visit(ast.parse(cell.source))
             found += [f"{cell.id}: {name}" for name in follower.found]
+    return found
+
+
+def rebound_under_a_function(notebook):
+    """Names that a function reads from its notebook, and that a cell after it gives another value than one before it.
+
+    Run a second time, the cells between the two work with the later value until the earlier cell has been run again.
+    """
+    trees = [(cell.id, ast.parse(cell.source)) for cell in notebook.cells if cell.cell_type == "code"]
+    bound = {}
+    for place, (_, tree) in enumerate(trees):
+        follower = _Cell()
+        follower.visit(tree)
+        for name in follower.bound:
+            bound.setdefault(name, set()).add(place)
+    found = []
+    for place, (name_of_cell, tree) in enumerate(trees):
+        for function in (each for each in tree.body if isinstance(each, ast.FunctionDef)):
+            names = [each for each in ast.walk(function) if isinstance(each, ast.Name)]
+            own = {each.arg for each in ast.walk(function) if isinstance(each, ast.arg)}
+            own |= {each.id for each in names if not isinstance(each.ctx, ast.Load)}
+            own |= {each.name for each in ast.walk(function) if isinstance(each, ast.FunctionDef)}
+            for name in sorted({each.id for each in names} - own):
+                places = bound.get(name, set())
+                if places and min(places) <= place < max(places):
+                    found.append(f"{name_of_cell}: {function.name} reads {name}")
     return found

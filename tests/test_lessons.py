@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from browser_cells import SETUP
 from prose_numbers import unsupported_numbers
-from repeatable import not_repeatable
+from repeatable import not_repeatable, rebound_under_a_function
 
 from ldm_tutor.lessons.build import NOTEBOOKS, SOURCES, WIDGET_VIEW, differences
 from ldm_tutor.lessons.checks import EXERCISES
@@ -200,6 +200,7 @@ RULES = (
     unsupported_numbers,
     missing_parts,
     not_repeatable,
+    rebound_under_a_function,
 )
 
 
@@ -350,6 +351,11 @@ def work_only_once(notebook):
     notebook.cells[2].source += "\ncases = [case for case in cases if case]"
 
 
+def change_a_name_under_a_function(notebook):
+    notebook.cells[1].source += "\ncases = [1]\n\n\ndef count():\n    return len(cases)"
+    notebook.cells[2].source += "\ncases = [2, 3]"
+
+
 def drop_a_heading(notebook):
     notebook.cells[0].source = notebook.cells[0].source.replace("## Recap", "## Summary")
 
@@ -379,6 +385,7 @@ FAULTS = (
     (claim_a_large_number, unsupported_numbers),
     (quote_a_table_without_its_paper, unsupported_numbers),
     (work_only_once, not_repeatable),
+    (change_a_name_under_a_function, rebound_under_a_function),
     (drop_a_heading, missing_parts),
     (drop_the_map, missing_parts),
 )
