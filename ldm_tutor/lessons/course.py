@@ -164,7 +164,7 @@ _TRAINING_AT_SCALE = Facts(
     needs="Lessons 00 and 05; lesson 12 helps. Gradients and optimisers from PyTorch.",
     minutes_to_read=55,
     seconds_to_run=100,
-    memory_mb=1500,
+    memory_mb=2700,
     builds="Gradient sums, a ring, accumulation, master weights, safe checkpoints, two real processes, GPU-days.",
 )
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
