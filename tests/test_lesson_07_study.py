@@ -130,6 +130,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(small):
     ]
 
 
+def test_a_run_that_is_further_than_a_stop_is_not_measured_as_that_stop(small):
+    bench = study.make_bench(small / "scratch")
+    study.Arm("clip", bench, small / "a", small / "one").train(3)
+    with pytest.raises(ConfigError, match="further than the stop.*given: 3.*at most 2 steps"):
+        study.Arm("clip", bench, small / "a", small / "one").train(2)
+
+
 def test_an_arm_that_there_is_not(arms):
     with pytest.raises(ConfigError, match="unknown arm.*'both'"):
         study.tower("both", arms["clip"].stage.text_encoder)

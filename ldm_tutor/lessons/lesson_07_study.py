@@ -169,6 +169,12 @@ class Arm:
                 mean = sum(self.log["losses"]) / len(self.log["losses"])
                 self.log["rows"].append([record.step, round(self.log["seconds"], 1), float(f"{mean:.5g}")])
                 self.log["losses"] = []
+        if (done := self.stage.learner.num_updates) != until:
+            raise ConfigError(
+                f"lesson 07's study: {self.scratch} is further than the stop to be measured", given=done,
+                expected=f"at most {until} steps, or its row in {self.folder / 'measured.json'}",
+                fix="delete the folder to start anew",
+            )  # fmt: skip
         head = ("step", "seconds", "loss")
         path = self.folder / "logs" / f"{self.name}.csv"
         with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
