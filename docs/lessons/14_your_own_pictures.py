@@ -660,7 +660,7 @@ print("in the folder:", *sorted(path.name for path in place.iterdir()))
 # ldm-tutor data check runs/emoji_few
 # ldm-tutor train autoencoder --data runs/emoji_pictures --start-from data/weights/scenes --minutes 12 --out runs/emoji
 # ldm-tutor train clip --data runs/emoji_words --steps 60 --out runs/emoji
-# ldm-tutor train denoiser --data runs/emoji_few --start-from data/weights/scenes --minutes 64 --out runs/emoji
+# ldm-tutor train denoiser --data runs/emoji_few --start-from data/weights/scenes --minutes 48 --out runs/emoji
 # ```
 #
 # (The autoencoder needs no names and may see more pictures; CLIP saw hearts, circles and squares besides. The card in
@@ -693,11 +693,14 @@ for stage, told_of in emoji["trainings"].items():
     print(f"{stage}: {told_of['steps']} steps, {told_of['samples']:,} pictures, {told_of['seconds'] / 60:.0f} minutes")
 
 # %% [markdown]
-# Look before you read the numbers. Colour comes first, then a round thing in the middle, then an outline; stripes, eyes
-# and leaves come last. The share of names whose own picture is the nearest one says the same: chance is one in 29. And
-# look at the last line. It counts minutes of the clock, and this core was shared by a dozen other programs, so a step
-# took half a minute and there were very few of them. On a core of its own the same commands make many times as many
-# steps in the same minutes. So this sheet is where such a run *begins*. Run the commands on a quiet machine, and
+# Look before you read the numbers. Grapes, pineapple, the apples, strawberry, tiger, cat and panda can be told at once.
+# Rabbit and wolf are smoke, and the banana is lost. The share of names whose own picture is the nearest one says the
+# same in a number; chance is one in 29. It draws from memory, as it was meant to, and the memory is dim: a drawn emoji
+# is about as far from its own training picture as two training pictures are from each other.
+#
+# Now look at the last line. It counts minutes of the clock, and this core was shared by a dozen other programs, so a
+# step took about twenty seconds and there were few of them. On a core of its own the same commands make many times as
+# many steps in the same minutes. So this sheet is where such a run *begins*. Run the commands on a quiet machine, and
 # compare yours with it.
 #
 # What you see is worth a thought all the same. The autoencoder, after a hundred and some steps, folds emoji well; CLIP,
@@ -711,8 +714,9 @@ show(
 
 # %% [markdown]
 # These names are new combinations of words that CLIP has seen ("green apple" alone was seen as it is, for comparison).
-# The colour of the word arrives; a shape of that name in another colour was never shown, and what comes out has hardly
-# one. A model of few pictures learns what its words have in common long before it learns what tells them apart.
+# The colour of the word arrives each time. The shape does not: a green banana comes out as something like an apple, a
+# red lemon as something like a strawberry, the things of that colour which it knows. "cat" without its "face" still
+# gives the cat. A model of few pictures learns what its words have in common long before it learns to combine them.
 #
 # ## In the paper, and at full size
 #

@@ -190,7 +190,7 @@ def card(report: Report, weights: Path) -> str:
             "ldm-tutor train autoencoder --data runs/emoji_pictures --start-from data/weights/scenes --minutes 12 \\",
             "    --threads 1 --out runs/emoji",
             "ldm-tutor train clip --data runs/emoji_words --steps 60 --threads 1 --out runs/emoji",
-            "ldm-tutor train denoiser --data runs/emoji_few --start-from data/weights/scenes --minutes 64 \\",
+            "ldm-tutor train denoiser --data runs/emoji_few --start-from data/weights/scenes --minutes 48 \\",
             "    --threads 1 --out runs/emoji",
             "python -m ldm_tutor.lessons.lesson_14_kit runs/emoji runs/emoji_few runs/emoji_words runs/emoji_pictures",
         ),
