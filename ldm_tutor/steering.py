@@ -28,7 +28,7 @@ from ldm_tutor.conditions.given import Conditioned, Conditioning
 from ldm_tutor.conditions.tiles import Tiled
 from ldm_tutor.config import CONDITIONS, ConditionConfig
 from ldm_tutor.data.boxes import Box, tokenize_boxes
-from ldm_tutor.data.degrade import shrink
+from ldm_tutor.data.degrade import back_project as back_project  # lessons take it from here
 from ldm_tutor.data.maps import LABELS
 from ldm_tutor.data.scenes.world import KINDS
 from ldm_tutor.errors import ConfigError, ShapeError, WeightsError
@@ -46,7 +46,7 @@ from ldm_tutor.weights.shipped import resolve
 UPSCALING = 4  # a small picture has a quarter of the side: the size of the latents
 MOST_PIXELS = 256  # side of the largest small picture
 FOLDER = "conditions"  # of the shipped conditions
-_ROUNDS = 8  # of back-projection
+_FITTED = 64  # largest side of latents that are corrected at every step
 
 Given = tuple[Conditioning, Conditioning]  # what is given, and what it looks like when it is dropped
 
@@ -110,13 +110,14 @@ class Steered:
         prompts: Sequence[str] | None = None,
         num_steps: int = 20,
         guidance: float = 1.0,
-        sampler: str = "dpm++",
+        sampler: str = "ddim",
         consistent: bool = True,
     ) -> Pictures:
         """Draw pictures of four times the side, of which `small_pictures` (b, 3, h, w) are the shrunk form.
 
-        Larger ones than the model was trained on are denoised in overlapping tiles. `consistent`: correct the result
-        until, shrunk again, it is the small picture; leave it out for small pictures with noise or JPEG in them.
+        Larger ones than the model was trained on are denoised in overlapping tiles. `consistent`: correct what the
+        model aims at after every step, and the result, until it is the small picture when shrunk; leave it out for
+        small pictures with noise or JPEG in them.
         """
         side = self.pipeline.config.latent_shape[-1]
         whole, (height, width) = _padded(small_pictures, side)
@@ -125,7 +126,8 @@ class Steered:
         if max(whole.shape[-2:]) > side:
             denoiser = Tiled(denoiser, side)
         shape = (self.pipeline.config.latent_shape[0], *whole.shape[-2:])
-        states = self._sample(denoiser, seeds, shape, num_steps=num_steps, sampler=sampler)
+        fit = _fitter(self.pipeline, whole) if consistent and max(shape) <= _FITTED else None
+        states = self._sample(denoiser, seeds, shape, num_steps=num_steps, sampler=sampler, edit=fit)
         latents = deque(states, maxlen=1).pop().latents
         with torch.inference_mode():
             drawn = in_tiles(self.pipeline.decode, latents, self.pipeline.config.autoencoder, tile=2 * side)
@@ -359,20 +361,21 @@ def _keeper(
     return keep, noise
 
 
+def _fitter(pipeline: Pipeline, small: Pictures) -> Callable[[SampleState], Latents]:
+    """Return the edit that moves each step towards clean latents whose picture, shrunk, is the small picture."""
+
+    def fit(state: SampleState) -> Latents:
+        aimed = back_project(pipeline.decode(state.x0_hat), small.to(state.latents))
+        moved = clean_latents(pipeline.autoencoder, aimed) - state.x0_hat
+        signal = 1.0 if state.t_next is None else float(pipeline.schedule.alpha_bar[state.t_next]) ** 0.5
+        return state.latents + signal * moved
+
+    return fit
+
+
 def compose(drawn: Pictures, pictures: Pictures, masks: Masks) -> Pictures:
     """Return `drawn` in the holes and `pictures`, bit for bit, everywhere else."""
     return torch.where(masks.to(pictures) > 0.5, drawn.to(pictures), pictures)
-
-
-def back_project(pictures: Pictures, small: Pictures, rounds: int = _ROUNDS) -> Pictures:
-    """Return the pictures corrected so that, shrunk, they are `small`: x + up(small - down(x)), a few times.
-
-    Irani and Peleg 1991. `down` is the mean of each square (`shrink`), `up` is bicubic; kept in [-1, 1].
-    """
-    for _ in range(rounds):
-        missing = small - shrink(pictures, UPSCALING)
-        pictures = (pictures + F.interpolate(missing, scale_factor=UPSCALING, mode="bicubic")).clamp(-1, 1)
-    return pictures
 
 
 def _sentences(pipeline: Pipeline, prompts: Sequence[str] | None, num: int) -> tuple[Context, Context]:

@@ -104,5 +104,17 @@ def enlarge(pictures: Pictures, factor: int) -> Float[Tensor, "b 3 H W"]:
     return F.interpolate(pictures, scale_factor=factor, mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
+def back_project(pictures: Pictures, small: Pictures, rounds: int = 8) -> Pictures:
+    """Return the pictures corrected so that, shrunk, they are `small`: x + up(small - down(x)), `rounds` times.
+
+    Irani and Peleg 1991. `down` is the mean of each square (`shrink`), `up` is bicubic; kept in [-1, 1].
+    """
+    factor = pictures.shape[-1] // small.shape[-1]
+    for _ in range(rounds):
+        missing = small - shrink(pictures, factor)
+        pictures = (pictures + F.interpolate(missing, scale_factor=factor, mode="bicubic")).clamp(-1, 1)
+    return pictures
+
+
 def _filter(rng: random.Random) -> str:
     return rng.choice(tuple(FILTERS))
