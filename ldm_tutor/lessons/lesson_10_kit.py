@@ -165,10 +165,12 @@ def curve_figure(
 
 
 def load_measured(folder: Path | None = None) -> dict[str, Report]:
-    """Return the figures of MEASURED, each name -> {value, interval, num}; ConfigError where a file is missing."""
+    """Return the figures of MEASURED that are there, name -> {value, interval, num}; ConfigError for a broken file."""
     made = {}
     for name in MEASURED:
         path = (shipped_folder("conditions") if folder is None else folder) / f"measured_{name}.json"
+        if not path.exists():
+            continue
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             made[name] = dict(report.get("figures", report))
@@ -245,9 +247,15 @@ _PANELS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
 
 def measured_figure(measured: Mapping[str, Report]) -> Figure:
     """Draw what was measured, each beside its baselines, with intervals."""
+    there = [panel for panel in _PANELS if panel[0] in measured]
+    if not there:
+        raise ConfigError("measured_figure: nothing is measured", given=list(measured), expected=f"some of {MEASURED}")
+    rows, columns = (len(there) + 1) // 2, min(2, len(there))
     with figure_style():
-        figure, panels = plt.subplots(2, 2, figsize=(10.5, 6.6))
-        for axes, (kind, title, ways) in zip(panels.flat, _PANELS, strict=True):
+        figure, panels = plt.subplots(rows, columns, figsize=(5.25 * columns, 3.3 * rows), squeeze=False)
+        for axes in panels.flat[len(there) :]:
+            axes.axis("off")
+        for axes, (kind, title, ways) in zip(panels.flat, there, strict=False):
             for x, names in enumerate(ways.values()):
                 wide = 0.7 / len(names)
                 for k, name in enumerate(names):
