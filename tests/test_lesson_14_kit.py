@@ -80,6 +80,8 @@ def test_measure_and_keep(tmp_path, monkeypatch):
     assert kit.load_logs(tmp_path / "kept")["clip", "loss"] == ([1, 2], [0.5, 0.25])
     card = (tmp_path / "kept" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Licence" in card and "## Limits" in card and "lesson_14_kit" in card
+    (weights / "COMMANDS.txt").write_text("make it so\n", encoding="utf-8")
+    assert "make it so" in kit.card(report, weights) and "lesson_14_kit runs" not in kit.card(report, weights)
 
 
 def test_the_nearest_report_knows_a_copy():

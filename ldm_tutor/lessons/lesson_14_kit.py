@@ -50,6 +50,18 @@ NEW_NAMES = (
 )  # fmt: skip
 # "green apple" has been seen: it stands among the new ones as a control.
 SETTINGS: dict[str, Any] = {"num_steps": 12, "guidance": 3.0}
+COMMANDS = (
+    "python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_pictures",
+    'python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_words fruit "animal faces" \\',
+    '    hearts "circles and squares"',
+    'python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_few fruit "animal faces"',
+    "ldm-tutor train autoencoder --data runs/emoji_pictures --start-from data/weights/scenes --minutes 12 \\",
+    "    --threads 1 --out runs/emoji",
+    "ldm-tutor train clip --data runs/emoji_words --steps 60 --threads 1 --out runs/emoji",
+    "ldm-tutor train denoiser --data runs/emoji_few --start-from data/weights/scenes --minutes 48 \\",
+    "    --threads 1 --out runs/emoji",
+    "python -m ldm_tutor.lessons.lesson_14_kit runs/emoji runs/emoji_few runs/emoji_words runs/emoji_pictures",
+)
 log = logging.getLogger("ldm_tutor.lessons.lesson_14_kit")
 
 
@@ -173,6 +185,12 @@ def load_logs(folder: Path | None = None) -> dict[tuple[str, str], tuple[list[in
     return found
 
 
+def _commands(weights: Path) -> Sequence[str]:
+    """Return the commands that made `weights`: those in its COMMANDS.txt, if there is one, else COMMANDS."""
+    told = weights / "COMMANDS.txt"
+    return told.read_text(encoding="utf-8").splitlines() if told.is_file() else COMMANDS
+
+
 def card(report: Report, weights: Path) -> str:
     """Return the model card of the emoji model."""
     score, near = report["clip_score"], report["nearest"]
@@ -182,18 +200,7 @@ def card(report: Report, weights: Path) -> str:
         f"white, each with its Unicode name; CLIP saw {report['num_words']} (hearts, circles and squares too), the "
         f"autoencoder {report['num_autoencoder']}. `ldm_tutor/lessons/lesson_14_emoji.py` says which.",
         data_licence="Apache 2.0 by the project's README, OFL 1.1 by its licence file",
-        commands=(
-            "python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_pictures",
-            'python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_words fruit "animal faces" \\',
-            '    hearts "circles and squares"',
-            'python -m ldm_tutor.lessons.lesson_14_emoji noto-emoji-128.zip runs/emoji_few fruit "animal faces"',
-            "ldm-tutor train autoencoder --data runs/emoji_pictures --start-from data/weights/scenes --minutes 12 \\",
-            "    --threads 1 --out runs/emoji",
-            "ldm-tutor train clip --data runs/emoji_words --steps 60 --threads 1 --out runs/emoji",
-            "ldm-tutor train denoiser --data runs/emoji_few --start-from data/weights/scenes --minutes 48 \\",
-            "    --threads 1 --out runs/emoji",
-            "python -m ldm_tutor.lessons.lesson_14_kit runs/emoji runs/emoji_few runs/emoji_words runs/emoji_pictures",
-        ),
+        commands=_commands(weights),
         weights=weights,
         measured={
             "PSNR of the shipped autoencoder, seen emoji": f"{report['psnr']['shipped_autoencoder']} dB",
