@@ -5,6 +5,7 @@ Each figure stands beside its baseline, and the judge beside what it sees on tru
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,8 @@ from ldm_tutor.metrics.figures import mean, share
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.reading import read_pictures
 from ldm_tutor.models.judge import Judge
-from ldm_tutor.shapes import Pictures
-from ldm_tutor.steering import Steered, back_project, repaint
+from ldm_tutor.shapes import Context, Latents, Pictures, Tensor
+from ldm_tutor.steering import Steered, repaint
 
 Report = dict[str, Any]
 BATCH = 64  # pictures drawn at once
@@ -128,8 +129,9 @@ def evaluate_upscaling(
 ) -> Report:
     """Shrink `num` held-out scenes to a quarter of the side, and make them large again; beside it, bicubic.
 
-    The clean way of shrinking, with the result corrected to fit the small picture; the same before the correction
-    (`drawn`); and degraded small pictures, without it. `settings` go to `Steered.upscale`.
+    The clean way of shrinking, drawn so that the result fits the small picture; the same with the plain U-Net, which
+    has learned nothing about small pictures (`untrained`); without any correction (`drawn`); and degraded small
+    pictures, uncorrected. `settings` go to `Steered.upscale`.
     """
     show = wrap or (lambda batches, **_: batches)
     pictures = render_scenes(num, "test", seed).pictures
@@ -137,14 +139,23 @@ def evaluate_upscaling(
     small = shrink(true, factor)
     bad = to_float(degrade(pictures, small.shape[-1], [seed + i for i in range(num)]))
 
-    def large(given: Pictures) -> Callable[[range], Pictures]:
-        return lambda rows: steered.upscale(
-            given[rows.start : rows.stop], [seed + i for i in rows], consistent=False, **settings
+    plain = steered.pipeline.unet
+
+    def deaf(latents: Latents, t: Tensor, context: Context) -> Latents:
+        return plain(latents[:, : plain.config.in_channels], t, context)
+
+    untrained = dataclasses.replace(steered, unet=deaf)  # type: ignore[arg-type]
+
+    def large(given: Pictures, way: Steered, consistent: bool) -> Callable[[range], Pictures]:
+        return lambda rows: way.upscale(
+            given[rows.start : rows.stop], [seed + i for i in rows], consistent=consistent, **settings
         )
 
-    drawn = _batches(large(small), num, show, "small pictures")
-    worst = _batches(large(bad), num, show, "degraded small pictures")
-    made, bicubic, bad_bicubic = back_project(drawn, small), enlarge(small, factor), enlarge(bad, factor)
+    made = _batches(large(small, steered, True), num, show, "small pictures")
+    naive = _batches(large(small, untrained, True), num, show, "small pictures, untrained")
+    drawn = _batches(large(small, steered, False), num, show, "small pictures, uncorrected")
+    worst = _batches(large(bad, steered, False), num, show, "degraded small pictures")
+    bicubic, bad_bicubic = enlarge(small, factor), enlarge(bad, factor)
 
     def figures(ours: Pictures, baseline: Pictures) -> Report:
         near, far = (measure.distances(judge, each, true).tolist() for each in (ours, baseline))
@@ -165,6 +176,7 @@ def evaluate_upscaling(
         **figures(made, bicubic),
         "consistency_db": fits(made),
         "consistency_db_bicubic": fits(bicubic),
+        "untrained": figures(naive, bicubic) | {"consistency_db": fits(naive)},
         "drawn": figures(drawn, bicubic) | {"consistency_db": fits(drawn)},
         "degraded": figures(worst, bad_bicubic),
         "settings": {"num": num, "seed": seed, **settings},
