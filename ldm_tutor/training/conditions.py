@@ -117,7 +117,7 @@ def _build(kind: str, options: TrainingOptions, rank: int | None) -> ConditionSt
         dtype=dtype,
         schedule=ScheduleConfig.from_dict(schedule),
         picture_weights=_picture_weights(kind, options, recipe.repeats),
-        words=_kind_words(clip, tokenizer) if kind == "layout" else None,
+        words=_kind_words(clip, tokenizer) if kind in ("layout", "class") else None,
     )
 
 

@@ -15,6 +15,7 @@ from ldm_tutor.data.boxes import SCENES_BOXES
 from ldm_tutor.data.scenes.datasets import to_float
 from ldm_tutor.losses.denoising import noise_loss, step_weight
 from ldm_tutor.models.autoencoder import DiagonalGaussian
+from ldm_tutor.models.class_encoder import ClassEncoder
 from ldm_tutor.models.condition import Condition, fingerprint, steered_config
 from ldm_tutor.models.layout_encoder import LayoutEncoder
 from ldm_tutor.models.text_encoder import TextEncoder
@@ -60,7 +61,7 @@ class ConditionStage:
 
     `moments`, `tokens`, `empty`: as in `DenoiserStage`. `inputs`: what the condition reads, one row per picture; its
     names by kind: layout `boxes` (tokens); inpainting `mask` and `masked`, of the latents' size; upscaling `small`
-    (uint8); class `classes`; semantic `labels`. `words`: the kinds' vectors in a sentence; a layout's classes start so.
+    (uint8); class `classes`; semantic `labels`. `words`: the kinds' vectors in a sentence; layout and class start so.
     """
 
     def __init__(
@@ -98,6 +99,9 @@ class ConditionStage:
         condition.start_from(base.state_dict())
         if isinstance(condition.encoder, LayoutEncoder) and words is not None:
             condition.encoder.start_as_words(words, text_encoder.norm_out)
+        if isinstance(condition.encoder, ClassEncoder) and words is not None:
+            with torch.no_grad():
+                condition.encoder.embedding.weight[: len(words)] = words
         self.learner = Learner(condition, peak_lr=recipe.peak_lr, device=device, dtype=dtype, warmup=100)
         self.learners: dict[str, Learner[Any]] = {"condition": self.learner}
         self.settings: dict[str, Any] = {
