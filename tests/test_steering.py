@@ -179,7 +179,8 @@ def test_the_result_shrunk_again_is_the_small_picture(steered, pictures):
     free = steered["upscaling"].upscale(small, [0, 1], consistent=False, **FAST)
     assert (measure.consistency(fitting, small) > 30).all()
     assert (measure.consistency(free, small) < measure.consistency(fitting, small)).all()
-    assert torch.allclose(back_project(free, small), fitting, atol=1e-5)
+    assert not torch.allclose(back_project(free, small), fitting, atol=0.01)  # it counts at every step
+    assert (measure.consistency(back_project(free, small), small) > 30).all()
 
 
 def test_bad_small_pictures_are_refused(steered):
