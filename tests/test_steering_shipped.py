@@ -1,4 +1,4 @@
-"""The shipped conditions keep what their card says. Bounds lie under what `ldm-tutor evaluate` measured on 512 cases."""
+"""The shipped conditions keep what their card says; bounds lie under what `ldm-tutor evaluate` measured."""
 
 import json
 
