@@ -11,6 +11,7 @@ from tiny import make_pipeline, save_folder
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.lessons import lesson_07_study as study
 from ldm_tutor.weights.files import check_sums
+from ldm_tutor.weights.shipped import shipped_folder
 
 ARMS = ("clip", "along", "random")
 
@@ -159,3 +160,14 @@ def test_what_is_shown_is_what_all_arms_have(tmp_path):
     (tmp_path / "measured.json").write_text(json.dumps({"arms": rows}), encoding="utf-8")
     with pytest.raises(ConfigError, match="no stop that all arms have reached.*lesson_07_study"):
         study.load_measured(tmp_path)
+
+
+@pytest.mark.skipif(not shipped_folder("lesson_07").exists(), reason="the figures are not there")
+def test_what_is_shipped_is_whole_and_says_what_the_lesson_claims():
+    """After the first 200 steps only the U-Net on CLIP hears the sentence: another one costs it something."""
+    check_sums(shipped_folder("lesson_07"))
+    report = study.load_measured()
+    first = {name: report["arms"][name]["rows"][0] for name in ARMS}
+    assert {row["step"] for row in first.values()} == {study.STOPS[0]}
+    assert first["clip"]["gap"]["interval"][0] > 10 * max(first[name]["gap"]["interval"][1] for name in ARMS[1:])
+    assert study.load_strip("clip").shape[1:] == (3, 64, 64)
