@@ -255,8 +255,8 @@ class Steered:
             raise ConfigError("one seed per picture", given=given, expected="equal numbers, at least one")
         noise = PictureNoise(seeds)
         start = noise.initial(shape).to(self.pipeline.device)
-        settings = {"sampler": sampler, "num_steps": num_steps}
-        run = sample(denoiser, start, self.pipeline.schedule, noise=noise, edit=edit, **settings)
+        schedule = self.pipeline.schedule
+        run = sample(denoiser, start, schedule, sampler=sampler, num_steps=num_steps, noise=noise, edit=edit)
         while True:
             with torch.inference_mode():  # held only while a step runs, never while the caller looks
                 state = next(run, None)
