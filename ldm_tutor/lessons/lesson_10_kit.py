@@ -106,7 +106,7 @@ def _box(
 def grid_figure(picture: Pictures, box: Rect, back: Rect, grid: int) -> Figure:
     """Draw a picture with its grid of places, a box, and the box that its tokens stand for."""
     with figure_style():
-        figure, axes = plt.subplots(figsize=(4.6, 4.6))
+        figure, axes = plt.subplots(figsize=(3.6, 3.6))
         axes.imshow(to_uint8(picture)[0], extent=(0, 1, 1, 0))
         places = np.linspace(0, 1, grid)
         rows, columns = np.meshgrid(places, places)
