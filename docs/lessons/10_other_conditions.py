@@ -585,9 +585,6 @@ ways = {
 inside = {name: float(hole_psnr(each, right, holes).mean()) for name, each in ways.items()}
 show(bars(list(inside), list(inside.values()), unit="dB", title="inside of holes in the background"),
      alt="Bars of the PSNR inside of the holes: mean colour lowest, the trained U-Net highest.")  # fmt: skip
-panels = [*kit.with_holes(right[:5], holes[:5]), *ways["trained"][:5]]
-show(picture_grid(panels, ["hole"] * 5 + ["trained"] * 5, columns=5, scale=2),
-     alt="Five held-out scenes with holes in their background, and filled.")  # fmt: skip
 print("holes:", len(places), "| 4 dB above the mean colour:", inside["trained"] >= inside["mean colour"] + 4)
 print("less than 1 dB from putting back alone:", abs(inside["trained"] - inside["put back"]) < 1)
 
