@@ -434,8 +434,8 @@ show(picture_grid(panels, ["one box"] * 4 + ["two boxes"] * 4 + TOLD, columns=4,
 
 # %% [markdown]
 # Look closely. One box is kept, more or less. With two boxes there is something at both places, but which is which?
-# First and second layout ask for the same two things in exchanged places, and get two cats, or the cat where the house
-# should be. That is binding once more: each token knows its neighbours, but the U-Net has to learn to read it from
+# First and second layout ask for the same two things in exchanged places, and get nearly the
+# same picture. That is binding once more: each token knows its neighbours, but the U-Net has to learn to read it from
 # them. The shipped boxes were trained for some minutes only (the end of this lesson prints how many steps), and this is
 # what comes last.
 #
@@ -700,8 +700,8 @@ show(picture_grid([*by_class, *kit.map_colors(maps), *by_map], titles, columns=5
      alt="Five classes; then five label maps, and the pictures drawn from them.")  # fmt: skip
 
 # %% [markdown]
-# These two were trained for less than five minutes each, and it shows. Which background a map gets, and what stands in
-# it, has little to do with the map yet. The doors are open and what comes through is not understood: the network needs
+# These two were trained for less than five minutes each. Four of the five classes come; it is one token, and its vector
+# started as the word's. Which background a map gets, and what stands in it, has little to do with the map yet. The doors are open and what comes through is not understood: the network needs
 # time to learn a new language, not a new architecture.
 #
 # ## Picture to picture

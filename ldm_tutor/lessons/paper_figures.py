@@ -72,6 +72,7 @@ PAPER_FIGURES: dict[str, dict[str, str]] = {
             859520964 860 83653863 84 34163592 49490179 123060480 123 1066235307 1.07 1.1""",
         "Parameters of the text-to-image LDM: U-Net, BERT, its unused layer, both": """
             872300484 872 581994042 582 542895360 39098682 1454294526 1.45""",
+        "Parameters of the layout model in millions: U-Net, encoder without its unused layer": "246 55",
         "Gigabytes of Stable Diffusion's U-Net in float32: 859,520,964 times 4 bytes": "3.4",
         "PatchGAN: receptive field of three and of two layers, logits at 256 x 256": "70 34 30 62",
         "Parameters of the discriminators and the other first stages": """
