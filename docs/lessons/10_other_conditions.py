@@ -700,9 +700,10 @@ show(picture_grid([*by_class, *kit.map_colors(maps), *by_map], titles, columns=5
      alt="Five classes; then five label maps, and the pictures drawn from them.")  # fmt: skip
 
 # %% [markdown]
-# These two were trained for less than five minutes each. Four of the five classes come; it is one token, and its vector
-# started as the word's. Which background a map gets, and what stands in it, has little to do with the map yet. The doors are open and what comes through is not understood: the network needs
-# time to learn a new language, not a new architecture.
+# These two were trained for less than five minutes each. Four of the five classes come; it is one token, and its
+# vector started as the word's. Which background a map gets, and what stands in it, has little to do with the map yet.
+# The doors are open and what comes through is not understood: the network needs time to learn a new language, not a
+# new architecture.
 #
 # ## Picture to picture
 #
