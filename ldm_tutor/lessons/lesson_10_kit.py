@@ -141,7 +141,7 @@ def _told(step: Step, side: int) -> str:
 
 def map_colors(maps: Int[Tensor, "b H W"]) -> list[Pixels]:
     """Return label maps as bytes (H, W, 3), one colour per label."""
-    table = (np.asarray(colormaps["tab20"].colors) * 255).round().astype(np.uint8)
+    table = (colormaps["tab20"](np.arange(20))[:, :3] * 255).round().astype(np.uint8)
     return [table[each.long().numpy() % len(table)] for each in maps]
 
 
