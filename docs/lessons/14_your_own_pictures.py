@@ -654,13 +654,16 @@ print("in the folder:", *sorted(path.name for path in place.iterdir()))
 # ## The long run: emoji
 #
 # What does the same way give with more than two minutes? Google's Noto Emoji have a picture and a name each. 29 of
-# them, fruit and animal faces, went through these commands, on a core that was never alone:
+# them, fruit and animal faces, went through these commands, in two sittings on a core that was never alone:
 #
 # ```sh
 # ldm-tutor data check runs/emoji_few
 # ldm-tutor train autoencoder --data runs/emoji_pictures --start-from data/weights/scenes --minutes 12 --out runs/emoji
 # ldm-tutor train clip --data runs/emoji_words --steps 60 --out runs/emoji
 # ldm-tutor train denoiser --data runs/emoji_few --start-from data/weights/scenes --minutes 48 --out runs/emoji
+#
+# ldm-tutor train autoencoder --data runs/emoji_pictures --start-from runs/emoji --minutes 3 --out runs/emoji2
+# ldm-tutor train denoiser --data runs/emoji_few --start-from runs/emoji --minutes 16 --out runs/emoji2
 # ```
 #
 # (The autoencoder needs no names and may see more pictures; CLIP saw hearts, circles and squares besides. The card in
@@ -693,18 +696,19 @@ for stage, told_of in emoji["trainings"].items():
     print(f"{stage}: {told_of['steps']} steps, {told_of['samples']:,} pictures, {told_of['seconds'] / 60:.0f} minutes")
 
 # %% [markdown]
-# Look before you read the numbers. Grapes, pineapple, the apples, strawberry, tiger, cat and panda can be told at once.
-# Rabbit and wolf are smoke, and the banana is lost. The share of names whose own picture is the nearest one says the
-# same in a number; chance is one in 29. It draws from memory, as it was meant to, and the memory is dim: a drawn emoji
-# is about as far from its own training picture as two training pictures are from each other.
+# Look before you read the numbers. You can name nearly every one: fruit first, then tiger, cat, dog, frog and panda. The
+# dragon and the whale are the ones to doubt. For every name the nearest training picture is its own; chance is one in
+# 29. It draws from memory, as it was meant to: a drawn emoji is much nearer to its own training picture than two
+# training pictures are to each other, and still no copy of it. The watercolour edges are the autoencoder's.
 #
-# Now look at the last line. It counts minutes of the clock, and this core was shared by a dozen other programs, so a
-# step took about twenty seconds and there were few of them. On a core of its own the same commands make many times as
-# many steps in the same minutes. So this sheet is where such a run *begins*. Run the commands on a quiet machine, and
-# compare yours with it.
+# Now look at the last lines. They tell of the second sitting, and in minutes of the clock: the core was shared, so a
+# step took several seconds and there were few of them. Both sittings together show each emoji some hundreds of times;
+# a core of its own does that in a few minutes. After the first sitting the sheet was still smoke in which you could
+# tell the panda, the apples and the grapes. Nothing in the recipe changed: the second begins where the first had
+# stopped, with the learning rate up again.
 #
-# What you see is worth a thought all the same. The autoencoder, after a hundred and some steps, folds emoji well; CLIP,
-# after sixty, tells their names apart. The U-Net is the part that takes long, as in every model of the paper.
+# The autoencoder, after some hundred steps of each sitting, folds emoji well; CLIP, after sixty, tells their names
+# apart. The U-Net is the part that takes long, as in every model of the paper.
 
 # %%
 show(
@@ -714,9 +718,9 @@ show(
 
 # %% [markdown]
 # These names are new combinations of words that CLIP has seen ("green apple" alone was seen as it is, for comparison).
-# The colour of the word arrives each time. The shape does not: a green banana comes out as something like an apple, a
-# red lemon as something like a strawberry, the things of that colour which it knows. "cat" without its "face" still
-# gives the cat. A model of few pictures learns what its words have in common long before it learns to combine them.
+# The colour of the word arrives each time. The shape does not: a green banana comes out as a green apple, a red pear as
+# a red one, a red bear as an apple too. That is the price of knowing by heart. "cat" without its "face" still gives the
+# cat. A model of few pictures learns what its words have in common long before it learns to combine them.
 #
 # ## In the paper, and at full size
 #

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OPTIONS = {"boxes": "--boxes", "inpaint": "--inpaint", "upscale": "--upscale", "source": "--from"}
 KIND_OF = {"boxes": "layout", "inpaint": "inpainting", "upscale": "upscaling"}  # whose weights it needs
-GUIDANCE = {None: 4.0, "source": 4.0, "boxes": 3.0, "inpaint": 2.0, "upscale": 1.0}
+GUIDANCE = {None: 4.0, "source": 4.0, "boxes": 3.0, "inpaint": 1.5, "upscale": 1.0}
 STRENGTH = 0.6
 FORM = 'a kind and four shares of the side, left, top, right, bottom: "cat 0.1 0.2 0.5 0.8; tree 0.6 0.3 0.9 0.9"'
 
