@@ -238,6 +238,7 @@ _PANELS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
             "bicubic": ("perceptual_bicubic",),
             "drawn": ("drawn.perceptual",),
             "corrected": ("perceptual",),
+            "plain,\ncorrected": ("untrained.perceptual",),
             "degraded,\nbicubic": ("degraded.perceptual_bicubic",),
             "degraded,\ndrawn": ("degraded.perceptual",),
         },
