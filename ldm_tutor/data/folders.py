@@ -34,10 +34,9 @@ from ldm_tutor.data.captioned import (
     CaptionedPictures,
     Trouble,
 )
-from ldm_tutor.data.picture_files import open_picture
+from ldm_tutor.data.picture_files import open_pixels
 from ldm_tutor.data.shards import ShardReport, find_shards, read_shards
 from ldm_tutor.errors import ConfigError, TutorError
-from ldm_tutor.shapes import Pictures, Tensor
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ def read_pictures(source: str | Path, side: int, *, wrap: Any = None) -> Caption
     pictures, captions, names = [], [], []
     for entry in show(entries, desc="reading pictures"):
         try:
-            pictures.append(_to_bytes(open_picture(entry.source, side)))
+            pictures.append(open_pixels(entry.source, side))
         except TutorError as error:
             troubles.append(Trouble(entry.name, UNREADABLE, _without_name(str(error), entry)))
             continue
@@ -236,10 +235,6 @@ def _from_shards(paths: list[Path], note: Note) -> Iterator[Entry]:
 
 
 # ---------------------------------------------------------------- pixels
-
-
-def _to_bytes(picture: Pictures) -> Tensor:
-    return ((picture + 1) * 127.5).round().byte()
 
 
 def _without_name(text: str, entry: Entry) -> str:

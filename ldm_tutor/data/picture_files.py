@@ -22,7 +22,7 @@ from PIL import Image, ImageCms
 
 from ldm_tutor.data.scenes.datasets import to_float
 from ldm_tutor.errors import ConfigError
-from ldm_tutor.shapes import Float, Pictures, Tensor
+from ldm_tutor.shapes import Float, Int, Pictures, Tensor
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF")
 MOST_PIXELS = 128_000_000  # of a file that is shrunk at once: more than 11,000 x 11,000
@@ -51,9 +51,19 @@ def open_picture(source: Source, side: int | None = None) -> Pictures:
     MOST_WHOLE pixels are allowed. Colour profiles are not applied. Raises ConfigError where there is no such file, it
     is no picture, is broken, or is too large.
     """
+    return to_float(open_pixels(source, side))
+
+
+def open_pixels(source: Source, side: int | None = None) -> Int[Tensor, "1 3 H W"]:
+    """Read a picture file as `open_picture` does, as bytes: uint8 (1, 3, H, W)."""
     with _opened(source, side) as image:
-        pixels = np.array(_to_size(image, side, _WHITE, Image.Resampling.LANCZOS))
-    return to_float(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())
+        return pixels_of(image, side)
+
+
+def pixels_of(image: Image.Image, side: int | None = None) -> Int[Tensor, "1 3 H W"]:
+    """Return a picture that Pillow holds as uint8 (1, 3, H, W), in the way of `open_picture`."""
+    pixels = np.array(_to_size(image, side, _WHITE, Image.Resampling.LANCZOS))
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 
 
 def open_mask(source: Source, side: int | None = None) -> Float[Tensor, "1 1 H W"]:

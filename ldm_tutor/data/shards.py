@@ -16,9 +16,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ldm_tutor.errors import ConfigError, TutorError
@@ -250,6 +248,8 @@ def load_pictures(source: str | Path, side: int, report: ShardReport | None = No
     """
     import torch
 
+    from ldm_tutor.data.picture_files import open_pixels
+
     report = ShardReport(loud=True) if report is None else report
     pictures, captions = [], []
     for sample in read_shards(find_shards(source), report):
@@ -257,22 +257,12 @@ def load_pictures(source: str | Path, side: int, report: ShardReport | None = No
             data, caption = sample.picture, sample.caption
             if data is None or not caption:
                 raise TutorError(f"{sample.shard}: {sample.key} has no {'caption' if data is not None else 'picture'}")
-            pictures.append(_square(data, side))
+            pictures.append(open_pixels(data, side))
             captions.append(caption)
+        except ConfigError as error:
+            report.note(f"{sample.shard}: {sample.key}: its picture cannot be read ({error})")
         except TutorError as error:
             report.note(str(error))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, about a bad file
-            report.note(f"{sample.shard}: {sample.key}: its picture cannot be read ({error})")
     if not pictures:
         raise TutorError(f"no sample with picture and caption in {source}", given=report.troubles[:3])
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), captions
-
-
-def _square(data: bytes, side: int) -> Any:
-    with Image.open(io.BytesIO(data)) as picture:
-        whole = picture.convert("RGB")
-    width, height = whole.size
-    least = min(width, height)
-    left, top = (width - least) // 2, (height - least) // 2
-    square = whole.crop((left, top, left + least, top + least))
-    return np.asarray(square if least == side else square.resize((side, side), Image.Resampling.BICUBIC))
+    return torch.cat(pictures), captions

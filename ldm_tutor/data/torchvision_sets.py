@@ -10,10 +10,10 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from ldm_tutor.data.captioned import UNREADABLE, CaptionedPictures, Trouble
+from ldm_tutor.data.picture_files import pixels_of
 from ldm_tutor.errors import ConfigError
 
 # How each set is asked for its parts: a keyword and the values for training and test.
@@ -56,7 +56,7 @@ def read_torchvision(place: str, side: int) -> CaptionedPictures:
     for k in range(len(found)):
         try:
             picture, label = found[k]
-            pictures.append(_square(picture, side))
+            pictures.append(pixels_of(picture, side))
         except (OSError, ValueError, SyntaxError) as error:  # Pillow's, about a broken file
             troubles.append(Trouble(f"{name}/{k}", UNREADABLE, str(error)))
             continue
@@ -64,8 +64,7 @@ def read_torchvision(place: str, side: int) -> CaptionedPictures:
         where.append(f"{name}/{k}")
     if not pictures:
         raise ConfigError(f"torchvision: {name} has no readable picture", given=root)
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    return CaptionedPictures(stacked, captions, where, f"torchvision's {name}", tuple(troubles))
+    return CaptionedPictures(torch.cat(pictures), captions, where, f"torchvision's {name}", tuple(troubles))
 
 
 def class_names(found: Any) -> list[str]:
@@ -76,11 +75,3 @@ def class_names(found: Any) -> list[str]:
             return list(names)
     labels: Any = next((getattr(found, each) for each in ("targets", "labels", "_labels") if hasattr(found, each)), [])
     return [str(k) for k in range(int(max(itertools.chain([0], map(int, labels)))) + 1)]
-
-
-def _square(picture: Any, side: int) -> Any:
-    whole = picture.convert("RGB")
-    least = min(whole.size)
-    left, top = (whole.width - least) // 2, (whole.height - least) // 2
-    square = whole.crop((left, top, left + least, top + least))
-    return np.asarray(square if least == side else square.resize((side, side)))
