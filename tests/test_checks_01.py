@@ -1,6 +1,5 @@
 """The exercises of lesson 01: right answers in several styles pass, each typical slip gets its own diagnosis."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -83,8 +83,10 @@ ADD_NOISE_RIGHT = {
     "loop": in_a_loop,
     "numpy": with_numpy,
     "powers": lambda x0, e, t, ab: wide(ab, t).float() ** 0.5 * x0 + (1 - wide(ab, t).float()) ** 0.5 * e,
-    "gathered": lambda x0, e, t, ab: torch.lerp(x0 * 0, x0, wide(ab, t).sqrt().float())
-    + torch.gather(1 - ab, 0, t).sqrt().float()[:, None, None, None] * e,
+    "gathered": lambda x0, e, t, ab: (
+        torch.lerp(x0 * 0, x0, wide(ab, t).sqrt().float())
+        + torch.gather(1 - ab, 0, t).sqrt().float()[:, None, None, None] * e
+    ),
     "with gradients": lambda x0, e, t, ab: in_a_loop(x0.requires_grad_(), e, t, ab),
     "package": lambda x0, e, t, ab: with_table(ab).add_noise(x0, e, t),
 }

@@ -696,10 +696,10 @@ for stage, told_of in emoji["trainings"].items():
     print(f"{stage}: {told_of['steps']} steps, {told_of['samples']:,} pictures, {told_of['seconds'] / 60:.0f} minutes")
 
 # %% [markdown]
-# Look before you read the numbers. You can name nearly every one: fruit first, then tiger, cat, dog, frog and panda. The
-# dragon and the whale are the ones to doubt. For every name the nearest training picture is its own; chance is one in
-# 29. It draws from memory, as it was meant to: a drawn emoji is much nearer to its own training picture than two
-# training pictures are to each other, and still no copy of it. The watercolour edges are the autoencoder's.
+# Look before you read the numbers. You can name nearly every one: fruit first, then tiger, cat, dog, frog and panda.
+# The dragon and the whale are the ones to doubt. For every name the nearest training picture is its own; chance is
+# one in 29. It draws from memory, as it was meant to: a drawn emoji is much nearer to its own training picture than
+# two training pictures are to each other, and still no copy of it. The watercolour edges are the autoencoder's.
 #
 # Now look at the last lines. They tell of the second sitting, and in minutes of the clock: the core was shared, so a
 # step took several seconds and there were few of them. Both sittings together show each emoji some hundreds of times;

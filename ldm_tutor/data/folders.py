@@ -46,6 +46,7 @@ ENDINGS = (
 TORCHVISION = "torchvision:"
 MOST_TEXT = 1 << 20  # bytes of one caption's file or line; more is another kind of data
 
+
 @dataclass(frozen=True)
 class Entry:
     """One picture before it is read: its name, its file or its bytes, and its caption, None where there is none."""

@@ -23,6 +23,7 @@ GENTLE_ANSWER = (0.8, 0.4)
 
 # ---------------------------------------------------------------- how_many_steps
 
+
 def judge_how_many_steps(answer: Any) -> Verdict:
     """Judge (steps, rows): 40 steps (int(0.8 * 51)), 2 rows of 6."""
     try:
@@ -30,9 +31,7 @@ def judge_how_many_steps(answer: Any) -> Verdict:
     except (TypeError, ValueError, RuntimeError):
         return look_again("the answer is two numbers: (steps, rows)")
     if (steps, rows) == (40, 2):
-        return passed(
-            "int(40.8) is 40, so steps 0 to 39; of six rows only the targets' two that see their sentence"
-        )
+        return passed("int(40.8) is 40, so steps 0 to 39; of six rows only the targets' two that see their sentence")
     if steps in (40.8, 41):
         return look_again("0.8 * 51 is 40.8, and int cuts off what stands behind the point")
     if steps in (39, 50, 51):
@@ -44,9 +43,7 @@ def judge_how_many_steps(answer: Any) -> Verdict:
     if rows == 4:
         return look_again("that counts both rows of each target; the one without the sentence is never edited")
     if rows in (1, 3):
-        return look_again(
-            "there are two targets, each with one row that sees its sentence; the source is not edited"
-        )
+        return look_again("there are two targets, each with one row that sees its sentence; the source is not edited")
     return look_again("the steps are int(0.8 * 51); the rows are those of the targets that see their sentence")
 
 
@@ -78,9 +75,7 @@ def judge_take_over(my_take_over: Any) -> Verdict:
         if not _close(got, right):
             return look_again(_why_not_taken(got, probs, rows, mapper, right))
         if not torch.equal(given, probs):
-            return look_again(
-                "the result is right, but the maps that came in have changed: clone first"
-            )
+            return look_again("the result is right, but the maps that came in have changed: clone first")
     return passed("one row is replaced, wherever it stands in the batch, and the others are as they were")
 
 

@@ -163,7 +163,6 @@ def kill_after(process: subprocess.Popen[bytes], folder: Path, step: int, rank: 
     raise TutorError(f"the training in {folder.name} has not reached step {step}")
 
 
-
 # ---------------------------------------------------------------- figures
 
 

@@ -134,9 +134,7 @@ EXERCISES = (
         hints=(
             "Which table has a row for each drawn picture and a column for each training picture?",
             "Flatten the pictures to rows; torch.cdist gives all distances; the smallest of each row has the number.",
-            "def my_nearest(made, train):\n"
-            "    table = torch.cdist(made.flatten(1), ...)\n"
-            "    return table....(dim=1)",
+            "def my_nearest(made, train):\n    table = torch.cdist(made.flatten(1), ...)\n    return table....(dim=1)",
         ),
         solution="import torch\n"
         "\n"

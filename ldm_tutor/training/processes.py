@@ -185,9 +185,7 @@ class _Joined(Team):
             "mesh": init_device_mesh(self._device.type, (self.size,)),
             "reshard_after_forward": plugin.reshard_after_forward,
             # Inputs stay as they are given: a time of 999 would be 1000 in bfloat16.
-            "mp_policy": MixedPrecisionPolicy(
-                param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-            ),
+            "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
         }
         blocks = [each for each in network.modules() if isinstance(each, (ResBlock, SpatialTransformer))]
         for each in (*blocks, network):

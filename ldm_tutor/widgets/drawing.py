@@ -160,9 +160,7 @@ class DrawingStudio:
 
     def _say(self, *lines: str, alert: bool = False) -> None:
         text = "<br>".join(map(html.escape, lines))
-        self.status.value = (
-            f'<p role="{"alert" if alert else "status"}" aria-live="polite" style="{_TEXT}">{text}</p>'
-        )
+        self.status.value = f'<p role="{"alert" if alert else "status"}" aria-live="polite" style="{_TEXT}">{text}</p>'
 
     def must_draw(self, place: str) -> None:
         """Draw for the first time; ConfigError, with what the studio says, where nothing comes out."""
