@@ -64,8 +64,6 @@ class Steered:
     unet: UNet
     encoder: nn.Module | None
 
-    # ------------------------------------------------------------ pictures
-
     def from_boxes(
         self,
         layouts: Sequence[Sequence[Box]],
@@ -98,7 +96,7 @@ class Steered:
         the hole is never read.
         """
         given = self.given_hole(pictures, masks, prompts)
-        keep, _ = _keeper(self.pipeline, mean_filled(pictures, masks), masks, seeds)
+        keep = self.keeping(pictures, masks, seeds)
         states = self.steps(given, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler, edit=keep)
         return compose(self.pipeline.decode(deque(states, maxlen=1).pop().latents), pictures, masks)
 
@@ -161,8 +159,6 @@ class Steered:
         """Draw what each label map (numbers of LABELS per pixel) says, pixel by pixel."""
         given = self.given_map(label_maps, prompts)
         return self._draw(given, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler)
-
-    # ------------------------------------------------------------ what the U-Net is given
 
     @torch.inference_mode()
     def given_boxes(self, layouts: Sequence[Sequence[Box]], prompts: Sequence[str] | None = None) -> Given:
@@ -235,6 +231,10 @@ class Steered:
         if given[0].channels is not None:
             shape = (shape[0], *given[0].channels.shape[-2:])
         yield from self._sample(denoiser, seeds, shape, num_steps=num_steps, sampler=sampler, edit=edit)
+
+    def keeping(self, pictures: Pictures, masks: Masks, seeds: Sequence[int]) -> Callable[[SampleState], Latents]:
+        """Return the `edit` for `steps` by which `inpaint` keeps the latents outside of the holes."""
+        return _keeper(self.pipeline, mean_filled(pictures, masks), masks, seeds)[0]
 
     def _draw(self, given: Given, seeds: Sequence[int], *, num_steps: int, guidance: float, sampler: str) -> Pictures:
         states = self.steps(given, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler)

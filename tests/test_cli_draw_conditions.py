@@ -10,7 +10,7 @@ from tiny_steered import make_steered, save_conditions
 from ldm_tutor.cli.draw_conditions import GUIDANCE, KIND_OF, OPTIONS, read_boxes
 from ldm_tutor.config import CONDITIONS
 from ldm_tutor.data.boxes import Box
-from ldm_tutor.data.picture_files import open_picture
+from ldm_tutor.data.picture_files import open_mask, open_picture
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.plots.figures import to_uint8
 
@@ -95,6 +95,10 @@ def test_a_hole(cli, places, inputs, tmp_path, sentence):  # noqa: F811
     for each in (first, second):
         assert np.array_equal(each[~inside], given[~inside]), "to the bit"
         assert (each[inside] != given[inside]).mean() > 0.5
+    picture, mask = (read(inputs / name, 64) for read, name in ((open_picture, "picture.png"), (open_mask, "mask.png")))
+    prompts = sentence and [sentence]
+    wanted = make_steered("inpainting").inpaint(picture, mask, [0], prompts=prompts, num_steps=2)
+    assert close(first, to_uint8(wanted)[0].astype(int))
     assert not np.array_equal(first, second)
     assert "inpaint picture.png mask.png" in Image.open(tmp_path / "picture.png").text["Comment"]
 

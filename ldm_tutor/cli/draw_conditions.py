@@ -177,7 +177,8 @@ def draw_asked(
 
         picture, mask = (each.expand(num, -1, -1, -1) for each in _picture_and_mask(asked, side))
         steered = load_steered("inpainting", files, str(pipeline.device), pipeline=pipeline)
-        drawn = _watched(steered, steered.given_hole(picture, mask, prompts), seeds, settings)
+        keep = steered.keeping(picture, mask, seeds)
+        drawn = _watched(steered, steered.given_hole(picture, mask, prompts), seeds, settings | {"edit": keep})
         return compose(drawn.cpu(), picture, mask)
     small = open_picture(asked.picture).expand(num, -1, -1, -1)
     steered = load_steered("upscaling", files, str(pipeline.device), pipeline=pipeline)

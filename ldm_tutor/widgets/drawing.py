@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
@@ -12,7 +13,8 @@ from PIL import Image
 
 from ldm_tutor.errors import ConfigError, TutorError
 from ldm_tutor.plots.figures import Pixels, enlarge, png_bytes, to_uint8
-from ldm_tutor.shapes import Pictures
+from ldm_tutor.sampling.loop import SampleState
+from ldm_tutor.shapes import Latents, Pictures
 from ldm_tutor.steering import Given, Steered
 from ldm_tutor.widgets.names import Names
 from ldm_tutor.widgets.studio import word_notes
@@ -88,6 +90,10 @@ class DrawingStudio:
         """Return the finished picture of what was drawn."""
         return drawn
 
+    def _edit(self, asked: Any) -> Callable[[SampleState], Latents] | None:
+        """Return what is done to the latents after each step, if anything."""
+        return None
+
     def _look(self, change: Any = None) -> None:
         """Show the picture again, outlined or not."""
         raise NotImplementedError
@@ -125,7 +131,8 @@ class DrawingStudio:
         num_steps, latents = self.num_steps.value, None
         self._count(0, num_steps)
         every = max(1, -(-num_steps // NUM_PREVIEWS))
-        states = self.steered.steps(given, [self.seed.value], num_steps=num_steps, guidance=self.guidance.value)
+        seeds, edit = [self.seed.value], self._edit(asked)
+        states = self.steered.steps(given, seeds, num_steps=num_steps, guidance=self.guidance.value, edit=edit)
         for state in states:
             latents, done = state.latents, state.step + 1
             self._count(done, num_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from ldm_tutor.data.scenes.sampling import sample_scene
 from ldm_tutor.data.scenes.world import Scene, SceneObject
 from ldm_tutor.errors import ConfigError, TutorError
 from ldm_tutor.plots.figures import png_bytes
-from ldm_tutor.shapes import Pictures
+from ldm_tutor.sampling.loop import SampleState
+from ldm_tutor.shapes import Latents, Pictures
 from ldm_tutor.steering import Given, Steered, compose
 from ldm_tutor.widgets.drawing import GAP, DrawingStudio
 from ldm_tutor.widgets.edit_studio import outlined
@@ -59,7 +61,7 @@ class HoleStudio(DrawingStudio):
         sentence: str = SENTENCE,
         seed: int = 7,
     ) -> None:
-        super().__init__(steered, sentence, seed, 2.0, "Fill", "draw what is in the hole anew")
+        super().__init__(steered, sentence, seed, 1.5, "Fill", "draw what is in the hole anew")
         self.pixels = steered.pipeline.config.picture_size
         self._random = random.Random(0)
         self.sheet = HoleSheet(side=self.pixels)
@@ -137,6 +139,10 @@ class HoleStudio(DrawingStudio):
         if not mask.any():
             raise ConfigError("There is no hole yet. Paint one on the picture: by mouse, or by arrow keys and Space.")
         return self.steered.given_hole(self.given, mask, prompts), (self.given, mask)
+
+    def _edit(self, asked: Any) -> Callable[[SampleState], Latents]:
+        picture, mask = asked
+        return self.steered.keeping(picture, mask, [self.seed.value])
 
     def _finish(self, drawn: Pictures, asked: Any) -> Pictures:
         picture, mask = asked
