@@ -18,7 +18,7 @@ from ldm_tutor.cli.options import (
     Device,
     Ema,
     Preset,
-    Sampler,
+    SamplerName,
     Seed,
     Steps,
     TokenizerPlace,
@@ -109,7 +109,7 @@ def draw(
             "--guidance",
             metavar="X",
             callback=_guidance,
-            help="How much to insist; 1 is no guidance. [default: 4; 3 with boxes, 2 in a hole, 1 with --upscale]",
+            help="How much to insist; 1 is no guidance. [default: 4; 3 with boxes, 1.5 in a hole, 1 with --upscale]",
             show_default=False,
         ),
     ] = None,
@@ -117,7 +117,14 @@ def draw(
         int | None,
         whole("--num", 1, 64, "How many pictures, of the seeds SEED, SEED+1, ...; 4, or 1 with --upscale."),
     ] = None,
-    sampler: Sampler = "dpm++",
+    sampler: Annotated[
+        SamplerName | None,
+        typer.Option(
+            "--sampler",
+            help="The rule by which a step takes noise away. [default: dpm++; ddim with --upscale]",
+            show_default=False,
+        ),
+    ] = None,
     negative: Annotated[
         str, typer.Option(metavar="TEXT", help="What to move away from, in quotes.", show_default=False)
     ] = "",
@@ -153,6 +160,7 @@ def draw(
         raise PromptError("an empty sentence", given=sentence, expected='a sentence such as "a red cat at night"')
     num = (1 if name == "upscale" else 4) if num is None else num
     guidance = GUIDANCE[name] if guidance is None else guidance
+    sampler = sampler or ("ddim" if name == "upscale" else "dpm++")
     if seed + num - 1 > MAX_SEED:
         raise typer.BadParameter(f"{seed}: the last picture's seed would exceed {MAX_SEED}.", param_hint="'--seed'")
     out = check_out(out, ".png")
