@@ -43,7 +43,11 @@ _ASK_MEMORY = """import json, sys
 try:
     import resource
     _unit, _whose = 1 if sys.platform == "darwin" else 1024, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    print("PEAK", json.dumps([_unit * resource.getrusage(each).ru_maxrss for each in _whose]))
+    _peaks = [_unit * resource.getrusage(each).ru_maxrss for each in _whose]
+    if sys.platform == "linux":  # there ru_maxrss also counts the process that started this one
+        with open("/proc/self/status") as _status:
+            _peaks[0] = 1024 * next(int(line.split()[1]) for line in _status if line.startswith("VmHWM"))
+    print("PEAK", json.dumps(_peaks))
 except ImportError:
     print("PEAK [0, 0]")
 """
