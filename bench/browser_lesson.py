@@ -66,9 +66,9 @@ class Visit:
         """Draw with the mouse, change a word, draw with the keyboard, write nonsense: each time look at the answer."""
         page = self.page
         draw = page.get_by_role("button", name="Draw", exact=True)
-        if draw.count() == 0:
-            return
         studio = draw.locator("xpath=ancestor::div[contains(@class,'widget-vbox')][1]")
+        if studio.get_by_label("Sentence", exact=True).count() == 0:
+            return  # none here, or another studio with a button of this name
         studio.scroll_into_view_if_needed()
         picture, sentence = studio.locator("img").first, studio.get_by_label("Sentence")
         self.shoot("studio_1_first", studio)

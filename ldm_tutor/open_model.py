@@ -9,6 +9,7 @@ import torch
 from ldm_tutor.config import PRESETS, ClipConfig, ImageEncoderConfig, ModelConfig
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.clip import Clip
+from ldm_tutor.models.tuning import tune
 from ldm_tutor.pipeline import Pipeline, load_pipeline
 from ldm_tutor.presets import sd_v1_inpainting
 from ldm_tutor.schedule import NoiseSchedule
@@ -83,4 +84,5 @@ def pipeline_of(parts: DiffusersParts, name: str = "foreign") -> Pipeline:
         unet=parts.unet.config,
         schedule=parts.schedule,
     )
-    return Pipeline(config, parts.tokenizer, clip, parts.unet, parts.autoencoder, NoiseSchedule(parts.schedule))
+    unet, autoencoder = tune(parts.unet), tune(parts.autoencoder)
+    return Pipeline(config, parts.tokenizer, clip, unet, autoencoder, NoiseSchedule(parts.schedule))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -71,7 +72,7 @@ def test_every_place_draws_the_same(pipe, places, tiny_preset, tiny_folder, what
     settings = {"num_steps": 3, "sampler": "ddim"}
     wanted = pipe.draw(PROMPTS, SEEDS, **settings)
     assert wanted.std() > 0.05
-    assert torch.equal(opened.draw(PROMPTS, SEEDS, **settings), wanted)
+    assert (opened.draw(PROMPTS, SEEDS, **settings) - wanted).abs().max() < 1e-5  # foreign ones are made fast
 
 
 def test_without_a_place_it_is_the_shipped_model(tiny_folder, tmp_path, monkeypatch):
@@ -134,9 +135,10 @@ def test_draw_draws_the_same_from_all(cli, places, tiny_folder, tiny_preset, tmp
     }.items():
         code, said, err = cli(*words, *more, "--out", f"{out}.png")
         assert (code, err) == (0, "") and said.startswith(f"{out}.png: 2 pictures, seeds 5 to 6")
-    made = {path.stem: Image.open(path).tobytes() for path in tmp_path.glob("*.png")}
-    assert len(set(made["ours"])) > 50
-    assert made["ours"] == made["folder"] == made["file"] == made["ckpt"]
+    made = {path.stem: np.asarray(Image.open(path), int) for path in tmp_path.glob("*.png")}
+    assert len(set(made["ours"].flat)) > 50
+    assert set(made) == {"ours", "folder", "file", "ckpt"}
+    assert all(abs(each - made["ours"]).max() <= 1 for each in made.values())
 
 
 def test_words_are_measured_by_the_scenes_only_where_the_model_is_ours(cli, places, tiny_folder):

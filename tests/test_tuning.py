@@ -7,12 +7,14 @@ import sys
 import pytest
 import torch
 from test_parity import randomize
+from torch.nn import functional as F
 
 from ldm_tutor.config import AutoencoderConfig, UNetConfig
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.tuning import channels_last_pays, in_tiles, one_by_one, tune
 from ldm_tutor.models.unet import UNet
+from ldm_tutor.nn.blocks import Upsample
 
 UNET = UNetConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=2, context_dim=8)
 PLAIN = dataclasses.replace(UNET, context_dim=None)
@@ -45,6 +47,26 @@ def test_channels_last_is_the_same_network():
     tune(ours, channels_last=True)
     close(ours.encode(pictures).mean, before[0])
     close(ours.decode(latents), before[1])
+
+
+def test_a_folded_doubling_is_the_same_layer_and_taken_only_where_it_pays(monkeypatch):
+    taken = []
+    transposed = F.conv_transpose2d
+    monkeypatch.setattr(F, "conv_transpose2d", lambda x, *rest, **more: taken.append(x) or transposed(x, *rest, **more))
+    layer, plain = (randomize(Upsample(12)) for _ in range(2))
+    plain.load_state_dict(layer.state_dict())
+    assert tune(layer, channels_last=False) is layer
+    for height, width, folded in ((3, 4, False), (5, 7, True), (13, 1, True)):  # more positions than channels?
+        x = torch.randn(2, 12, height, width)
+        close(layer(x), plain(x), tolerance=1e-6)
+        assert bool(taken) == folded
+        taken.clear()
+    tune(layer, folded=False)
+    assert torch.equal(layer(x), plain(x)) and not taken
+    with torch.enable_grad():
+        for each in (tune(layer), plain):
+            each(x).square().sum().backward()
+    close(layer.conv.weight.grad, plain.conv.weight.grad, tolerance=1e-5)
 
 
 def test_where_channels_last_pays_is_chosen_by_the_network():

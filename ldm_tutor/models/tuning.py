@@ -13,6 +13,7 @@ from torch import nn
 
 from ldm_tutor.config import AutoencoderConfig
 from ldm_tutor.errors import ConfigError
+from ldm_tutor.nn.blocks import Upsample
 from ldm_tutor.shapes import Float, Latents, Pictures, Tensor
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -29,14 +30,21 @@ def channels_last_pays(network: nn.Module) -> bool:
     return bool(weights) and weights[0].dtype in (torch.float16, torch.bfloat16)
 
 
-def tune(network: Network, *, channels_last: bool | None = None, compiled: bool = False) -> Network:
-    """Lay the weights of `network` out for speed, in place, and return it: the same numbers in another order.
+def tune(
+    network: Network, *, channels_last: bool | None = None, folded: bool = True, compiled: bool = False
+) -> Network:
+    """Make `network` fast, in place, and return it: the same weights, and the same answers up to rounding.
 
-    `channels_last` None: where it pays. `compiled`: translate the forward pass with torch.compile at its first call,
-    which takes a minute or more; attention maps of a compiled network cannot be watched.
+    `channels_last` lays out the channels of a position side by side; None: where it pays. `folded`: doubling a map and
+    the convolution behind it become one operation, where that pays (see `Upsample`). `compiled`: translate the forward
+    pass with torch.compile at its first call, which takes a minute or more; attention maps of a compiled network cannot
+    be watched.
     """
     if channels_last_pays(network) if channels_last is None else channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in network.modules():
+        if isinstance(module, Upsample):
+            module.folded = folded
     if compiled:
         network.compile()
     return network

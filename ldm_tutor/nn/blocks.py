@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,6 +32,18 @@ def halve(x: FeatureMap) -> Float[Tensor, "b c h_half w_half"]:
 def double(x: FeatureMap) -> Float[Tensor, "b c h_double w_double"]:
     """Double height and width: each number four times."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def fold_doubling(weight: Float[Tensor, "out c 3 3"]) -> Float[Tensor, "c out 4 4"]:
+    """Return the weight of a transposed convolution (stride 2, padding 1) that is `double` and then this convolution.
+
+    In the doubled map a window of 3x3 pixels lies on 2x2 different numbers. So 16 products per small pixel give what 36
+    give there, and the doubled map is never made.
+    """
+    for dim in (2, 3):
+        first, middle, last = weight.unbind(dim)
+        weight = torch.stack([last, middle + last, first + middle, first], dim)
+    return weight.transpose(0, 1)
 
 
 class ResBlock(nn.Module):
@@ -97,13 +110,21 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width: nearest neighbour, then a convolution."""
+    """Double height and width: nearest neighbour, then a convolution.
+
+    `folded` (see `models.tuning.tune`): both at once, with `fold_doubling`, on a CPU and where the map has more
+    positions than channels, since folding costs too. The same numbers up to rounding.
+    """
+
+    folded = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: FeatureMap) -> Float[Tensor, "b c h_double w_double"]:
+        if self.folded and x.device.type == "cpu" and x.shape[2] * x.shape[3] > x.shape[1]:
+            return F.conv_transpose2d(x, fold_doubling(self.conv.weight), self.conv.bias, stride=2, padding=1)
         return self.conv(double(x))
 
 

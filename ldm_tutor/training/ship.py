@@ -5,11 +5,11 @@ python -m ldm_tutor.training.ship runs/scenes data/weights/scenes
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import platform
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,4 +94,8 @@ are out of its depth. Words outside the vocabulary are spelled in pieces, and wh
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    log.info("written: %s", ship(Path(sys.argv[1]), Path(sys.argv[2])))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="the folder that `ldm-tutor train` has written")
+    parser.add_argument("target", type=Path, help="where the weights, their card and their sums go")
+    given = parser.parse_args()
+    log.info("written: %s", ship(given.run, given.target))

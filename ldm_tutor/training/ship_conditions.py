@@ -8,9 +8,9 @@ layout --json data/weights/conditions/measured_layout.json` wrote stand in the c
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,4 +131,8 @@ filled only in part. Held-out pairs of colour and object were never seen in trai
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    log.info("written: %s", ship_conditions([Path(each) for each in sys.argv[1:-1]], Path(sys.argv[-1])))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="folders that `ldm-tutor train` has written")
+    parser.add_argument("target", type=Path, help="where the weights, their card and their sums go")
+    given = parser.parse_args()
+    log.info("written: %s", ship_conditions(given.runs, given.target))
