@@ -675,6 +675,7 @@ def test_evaluate(cli, model, tmp_path, monkeypatch, target, args, names):
         assert name in done.out
     report = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert report["command"].startswith(f"ldm-tutor evaluate {target} --num {args[1]} --seed 0")
+    assert report["command"].endswith(f" --weights {model}")
     assert report["version"] == options.version()
     assert len(list(figures(report["figures"]))) >= 2
     assert listing(tmp_path) == ["result.json"]

@@ -126,8 +126,9 @@ def evaluate(
 
     print(table([("", "value", "95% interval", "n"), *(_row(*each) for each in flat(report))]))
     if out is not None:
-        more = [] if conditions is None else ["--conditions", str(conditions)]
-        command = shlex.join([PROGRAM, "evaluate", target, *_given(settings), "--weights", str(folder), *more])
+        places = {"--weights": weights, "--conditions": conditions}
+        more = [word for name, path in places.items() if path is not None for word in (name, str(path))]
+        command = shlex.join([PROGRAM, "evaluate", target, *_given(settings), *more])
         write_json(
             {"command": command, "version": version(), "target": target, "settings": settings, "figures": report}, out
         )
