@@ -84,6 +84,7 @@ COSINES_SLIPS = {
     "only one ": lambda a, b: a @ unit(b).T,
     "on its side": lambda a, b: unit(b) @ unit(a).T,
     "normalised the columns": lambda a, b: unit(a, 0) @ unit(b, 0).T,
+    "as a column": lambda a, b: (a / a.norm(dim=1)) @ (b / b.norm(dim=1)).T,
     "whole set": lambda a, b: (a / a.norm()) @ (b / b.norm()).T,
     "square root": lambda a, b: (a / a.square().sum(1, keepdim=True)) @ (b / b.square().sum(1, keepdim=True)).T,
     "softmax": lambda a, b: (unit(a) @ unit(b).T).softmax(dim=1),
@@ -159,6 +160,12 @@ def test_symmetric_loss_right(style):
 def test_symmetric_loss_slips(diagnosis):
     verdict = check.clip.symmetric_loss(LOSS_SLIPS[diagnosis])
     assert verdict.state == LOOK_AGAIN and diagnosis in verdict.message
+
+
+def test_the_softmax_is_found_twice_in_one_direction_and_in_both():
+    shares = (lambda c, t: rows_of((c / t).softmax(1)),
+              lambda c, t: (rows_of((c / t).softmax(1)) + rows_of((c.T / t).softmax(1))) / 2)  # fmt: skip
+    assert all("softmax twice" in check.clip.symmetric_loss(each).message for each in shares)
 
 
 MASK_RIGHT = {

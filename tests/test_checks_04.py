@@ -238,6 +238,7 @@ VARIANCE_SLIPS = {
     "beta of the last step": slip(lambda a_s, a_t, b: 1 - a_t / b),
     "that is a root": slip(lambda a_s, a_t, b: math.sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))),
     "upside down": slip(lambda a_s, a_t, b: (1 - a_t) / max(1 - a_s, 1e-9) * (1 - a_t / a_s)),
+    "not the difference": slip(lambda a_s, a_t, b: (1 - a_s) / (1 - a_t) * (a_s - a_t)),
     "x_0 alone": slip(lambda a_s, a_t, b: 1 - a_s),
     "that is negative": slip(lambda a_s, a_t, b: (1 - a_s) / (1 - a_t) * (1 - a_s / a_t)),
     "the last entry of the table": lambda s, t, ab: (1 - ab[s]) / (1 - ab[t]) * (1 - ab[t] / ab[s]),

@@ -228,7 +228,12 @@ EMA_SLIPS = {
     "one too small": mean(lambda n, d: min(d, n / (9 + n))),
     "hand the new weights on": lambda a, c, n, d: c,
     "never moves": lambda a, c, n, d: a,
-    "at n = 50": mean(lambda n, d: 0.5),
+    "one too large": mean(lambda n, d: min(d, ramp(n + 1))),
+    "no other is heard": mean(lambda n, d: min(0.999, ramp(n))),
+    "at n = 20000 with decay 0.999 an average of 1 that meets a 2 should become 1.001, yours is 1.500": mean(
+        lambda n, d: 0.5
+    ),
+    "yours is nan": mean(lambda n, d: math.nan),
     "as many averages": lambda a, c, n, d: a[:1],
     "the shape of what": lambda a, c, n, d: [each.flatten()[:1] for each in a],
     "changes the current": lambda a, c, n, d: [each.zero_() for each in c],

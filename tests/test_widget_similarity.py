@@ -18,11 +18,14 @@ def explorer():
 
 
 def test_the_best_sentences_come_first_and_the_own_one_is_named(explorer):
-    assert explorer.best(1) == [("a red cat", 0.5, False), ("a blue dog", pytest.approx(0.4), True), SENTENCES_3]
+    assert explorer.best(1) == [(0, 0.5), (1, pytest.approx(0.4)), (3, pytest.approx(0.1))]
     assert explorer.caption(1).startswith("Picture 1, best sentences: a red cat (0.50); a blue dog (0.40, its own);")
 
 
-SENTENCES_3 = ("a white ball", pytest.approx(0.1), False)
+def test_the_cells_of_the_best_sentences_have_a_dot_in_the_row_of_the_picture(explorer):
+    matrix = explorer.draw(1).axes[2]
+    (dots,) = matrix.lines
+    assert matrix.get_title() == "cosines" and dots.get_xydata().tolist() == [[0, 1], [1, 1], [3, 1]]
 
 
 def test_the_slider_draws_again_and_the_caption_follows(explorer):
@@ -36,7 +39,7 @@ def test_the_slider_draws_again_and_the_caption_follows(explorer):
 
 def test_one_pair_is_enough():
     explorer = SimilarityExplorer(torch.zeros(1, 3, 64, 64), ["a cat"], torch.ones(1, 1))
-    assert explorer.best(0) == [("a cat", 1.0, True)]
+    assert explorer.best(0) == [(0, 1.0)]
 
 
 def test_it_shows_itself_with_words_and_a_picture(monkeypatch):

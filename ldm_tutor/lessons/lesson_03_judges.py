@@ -30,8 +30,10 @@ def _as_tensor(result: Any) -> Tensor | None:
         return None
 
 
-def _close(got: Tensor, wanted: Tensor) -> bool:
-    return got.shape == wanted.shape and bool((got - wanted).abs().max() < 1e-4)  # a NaN is close to nothing
+def _close(got: Tensor | None, wanted: Tensor) -> bool:
+    if got is None or got.shape != wanted.shape:
+        return False
+    return bool((got - wanted).abs().max() < 1e-4)  # a NaN is close to nothing
 
 
 def _has_nan(got: Tensor) -> bool:
@@ -84,6 +86,10 @@ def judge_cosine_matrix(my_cosines: Any) -> Verdict:
     try:
         result = my_cosines(*given)
     except RuntimeError:
+        square = torch.randn(7, 7, generator=generator)
+        lengths = square.norm(dim=1)
+        if _close(_as_tensor(my_cosines(square, square)), (square / lengths).double() @ (square / lengths).double().T):
+            return look_again("the lengths have to stand as a column, one beside each row: norm(dim=1, keepdim=True)")
         pairs = _as_tensor(my_cosines(a[:4], b))  # as many rows on both sides: does it run then?
         if pairs is None or pairs.ndim > 1:
             raise
@@ -149,6 +155,15 @@ def judge_symmetric_loss(my_loss: Any) -> Verdict:
     return passed("both directions, averaged, at three temperatures, and it survives large numbers")
 
 
+_TWICE = "you took the softmax twice: cross_entropy has one inside, so give it the logits"
+
+
+def _softmax_twice(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """What comes out when shares go into cross_entropy: the pictures' half, and both halves in two ways."""
+    rows = F.cross_entropy(logits.softmax(dim=1), target)
+    return rows, (rows + F.cross_entropy(logits.T.softmax(dim=1), target)) / 2, contrastive_loss(logits.softmax(dim=1))
+
+
 def _loss_slip(got: Tensor, cosines: Tensor, temperature: float) -> str:
     """Name what is wrong with a loss ('' if nothing is)."""
     logits = cosines / temperature
@@ -172,10 +187,7 @@ def _loss_slip(got: Tensor, cosines: Tensor, temperature: float) -> str:
             contrastive_loss(cosines * math.exp(temperature)),
             "you took exp of the temperature: here it is given as it is; CLIP keeps the logarithm of the scale",
         ),
-        (
-            contrastive_loss(logits.softmax(dim=1)),
-            "you took the softmax twice: cross_entropy has one inside, so give it the logits",
-        ),
+        *((value, _TWICE) for value in _softmax_twice(logits, target)),
         (
             -logits.flatten().log_softmax(0).reshape(logits.shape).diag().mean(),
             "the softmax runs over the whole matrix: it runs along each row, and then along each column",

@@ -263,6 +263,10 @@ _VARIANCE_SLIPS: tuple[tuple[Callable[[float, float, float], float], str], ...] 
         lambda a_s, a_t, _: (1 - a_t) / (1 - a_s) * (1 - a_t / a_s),
         "the quotient in front is upside down: knowing x_0 makes the variance smaller, never larger",
     ),
+    (
+        lambda a_s, a_t, _: (1 - a_s) / (1 - a_t) * (a_s - a_t),
+        "the noise added between s and t is 1 less a ratio, alpha_bar[t] / alpha_bar[s], not the difference of the two",
+    ),
     (lambda a_s, a_t, _: 1 - a_s, "that is the variance of x_s when x_0 alone is known; x_t says something too"),
     (
         lambda a_s, a_t, _: (1 - a_s) / (1 - a_t) * (1 - a_s / a_t),

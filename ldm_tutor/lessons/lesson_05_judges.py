@@ -290,6 +290,14 @@ _EMA_SLIPS: tuple[tuple[_Mean, str], ...] = (
         lambda old, new, n, d: min(d, n / (9 + n)) * old + (1 - min(d, n / (9 + n))) * new,
         "your n is one too small: the formula is (1 + n) / (10 + n)",
     ),
+    (
+        lambda old, new, n, d: min(d, (2 + n) / (11 + n)) * old + (1 - min(d, (2 + n) / (11 + n))) * new,
+        "your n is one too large: n steps are done already, and the formula is (1 + n) / (10 + n)",
+    ),
+    (
+        lambda old, new, n, d: min(0.999, (1 + n) / (10 + n)) * old + (1 - min(0.999, (1 + n) / (10 + n))) * new,
+        "right with a decay of 0.999, and no other is heard: take the argument `decay`, not the number",
+    ),
     (lambda old, new, n, d: new, "you hand the new weights on; an average remembers the old ones"),
     (lambda old, new, n, d: old, "your average never moves"),
 )
@@ -315,14 +323,17 @@ def judge_ema(my_ema: Any) -> Verdict:
             if not all(torch.equal(now, was) for now, was in zip(current, news, strict=True)):
                 return look_again("your function changes the current weights; training goes on with those")
             got[n, decay] = [row for row in rows if row is not None]
-    if _fits(got, olds, news, lambda old, new, n, d: old + (1 - min(d, (1 + n) / (10 + n))) * (new - old)):
+    right = {(n, d): 1 + (1 - min(d, (1 + n) / (10 + n))) for n, d in got}  # what 1 becomes when it meets a 2
+    if _fits(got, olds, news, lambda old, new, n, d: old + (right[n, d] - 1) * (new - old)):
         return passed("quick while n is small, slow later, and the old weighs more than the new")
     for slip, reason in _EMA_SLIPS:
         if _fits(got, olds, news, slip):
             return look_again(reason)
+    ones = {case: float(rows[0].flatten()[0]) for case, rows in got.items()}
+    worst = max(right, key=lambda case: abs(ones[case] - right[case]) if math.isfinite(ones[case]) else math.inf)
     return look_again(
-        f"at n = 50 with decay 0.9 an average of 1 that meets a 2 should become {1 + (1 - 51 / 60):.3f}, yours is "
-        f"{float(got[50, 0.9][0].flatten()[0]):.3f}"
+        f"at n = {worst[0]} with decay {worst[1]} an average of 1 that meets a 2 should become {right[worst]:.3f}, "
+        f"yours is {ones[worst]:.3f}"
     )
 
 

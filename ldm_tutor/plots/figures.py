@@ -193,14 +193,19 @@ def bars(
     unit: str = "",
     form: str = "{:,.0f}",
     width: float = 7.0,
+    colors: Sequence[str] | None = None,
 ) -> Figure:
-    """Horizontal bars, the first on top, each with its value (`form`, then `unit`) written at its end."""
+    """Horizontal bars, the first on top, each with its value (`form`, then `unit`) written at its end.
+
+    `colors`: a name from COLORS for each bar, where the bars belong to groups; without it they only differ.
+    """
+    hues = list(COLORS.values())[:6] if colors is None else [COLORS[name] for name in colors]
     if len(names) != len(values) or not names:
         raise ConfigError("bars: one value per name", given=(len(names), len(values)), expected="equal, at least one")
     with figure_style():
         figure, axes = plt.subplots(figsize=(width, 0.5 + 0.42 * len(names)))
         places = range(len(names))
-        axes.barh(places, values, color=[list(COLORS.values())[k % 6] for k in places], height=0.68)
+        axes.barh(places, values, color=[hues[k % len(hues)] for k in places], height=0.68)
         axes.set_yticks(places, names)
         axes.invert_yaxis()
         axes.grid(visible=False)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ldm_tutor.errors import ConfigError, ShapeError
-from ldm_tutor.plots.figures import COLORS, check_alt, figure_style, png_bytes, to_uint8
+from ldm_tutor.plots.figures import COLORS, INK, check_alt, figure_style, png_bytes, to_uint8
 from ldm_tutor.shapes import Float, Pictures, Tensor
 from ldm_tutor.widgets.live import LiveFigure, make_control
 
@@ -38,35 +38,39 @@ class SimilarityExplorer:
         self.sentences = list(sentences)
         self.cosines = cosines.detach().float().cpu()
 
-    def best(self, picture: int) -> list[tuple[str, float, bool]]:
-        """Return the best sentences for a picture, best first: sentence, cosine, whether it is the picture's own."""
+    def best(self, picture: int) -> list[tuple[int, float]]:
+        """Return the best sentences for a picture, best first: each one's number (its column) and its cosine."""
         row = self.cosines[picture]
         order = row.argsort(descending=True, stable=True)[:NUM_BEST].tolist()
-        return [(self.sentences[k], float(row[k]), k == picture) for k in order]
+        return [(k, float(row[k])) for k in order]
 
     def caption(self, picture: int) -> str:
         """Say in words what the figure shows for a picture."""
-        lines = [f"{told} ({value:.2f}{', its own' if own else ''})" for told, value, own in self.best(picture)]
+        lines = [
+            f"{self.sentences[k]} ({value:.2f}{', its own' if k == picture else ''})" for k, value in self.best(picture)
+        ]
         return f"Picture {picture}, best sentences: {'; '.join(lines)}."
 
     def draw(self, picture: int) -> Figure:
-        """Draw the picture with its best sentences beside it, and the matrix with the picture's row lit."""
+        """Draw the picture, its best sentences, and the matrix: its row framed, a dot in each of their cells."""
         with figure_style():
             figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.4), width_ratios=[1, 1.05, 1.35])
             left.imshow(self.pixels[picture])
-            left.set_title(f"picture {picture}")
+            left.set(title=f"picture {picture}", anchor="N")  # at the height of the sentences
             left.axis("off")
             middle.axis("off")
             middle.set(xlim=(0, 1), ylim=(0, 1), title="best sentences")
-            for place, (told, value, own) in enumerate(self.best(picture)):
-                words = textwrap.fill(told, 25)
+            best = self.best(picture)
+            for place, (k, value) in enumerate(best):
+                own = k == picture
+                text = f"{value:.2f}  sentence {k}{', its own' if own else ''}\n{textwrap.fill(self.sentences[k], 25)}"
                 weight = "bold" if own else "normal"
-                text = f"{value:.2f}{' (its own)' if own else ''}\n{words}"
                 middle.text(0, 0.97 - 0.34 * place, text, va="top", fontsize=9, fontweight=weight)
             image = right.imshow(self.cosines.numpy(), cmap="cividis", vmin=-1, vmax=1)
             right.add_patch(
                 Rectangle((-0.5, picture - 0.5), len(self.sentences), 1, fill=False, ec=COLORS["vermilion"], lw=2.5)
             )
+            right.plot([k for k, _ in best], [picture] * len(best), "o", color="white", mec=INK, ms=4)
             right.set(xlabel="sentence", ylabel="picture", title="cosines")
             right.grid(visible=False)
             figure.colorbar(image, ax=right)
