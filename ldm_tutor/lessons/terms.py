@@ -43,6 +43,7 @@ NOTATION = {
     "c": Symbol("c", "context", "one vector per token of the sentence"),
     "latents": Symbol("x_t", "latents", "noisy latents at time step $t$"),
     "t": Symbol("t", "t", "how noisy: 0 is clean, 999 is noise"),
+    "t_step": Symbol("t", "t", "how noisy: one step of noise at 0, hardly anything else at 999"),
     "eps_hat": Symbol(r"\epsilon_\theta(x_t, t, c)", "eps_hat", "the noise that the U-Net sees in them"),
     "x0_hat": Symbol(r"\hat{x}_0", "x0_hat", "the clean latents that this noise implies"),
     "scale": Symbol("s", "scale", "the guidance scale; 1 is plain sampling"),
