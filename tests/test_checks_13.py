@@ -2,6 +2,8 @@
 
 import math
 import os
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -126,7 +128,8 @@ def overlapping(batch, rank, size):
         (lambda batch, rank, size: range(batch), "all processes have the same rows"),
         (lambda batch, rank, size: range(rank * -(-batch // size), (rank + 1) * -(-batch // size)), "not in the batch"),
         (lambda batch, rank, size: range(batch * rank // size, batch * (rank + 1) // size + 1), "not in the batch"),
-        (all_to_the_last, "the shares have"),
+        (all_to_the_last, "one process has all that is left over"),
+        (lambda batch, rank, size: torch.arange(batch).chunk(size)[rank], "3, 1] rows: one process is left with"),
         (overlapping, "more than once"),
         (lambda batch, rank, size: range(1 + batch * rank // size, 1 + batch * (rank + 1) // size), "not in the batch"),
         (lambda batch, rank, size: torch.tensor([0.5]), "return a range or a list"),
@@ -196,6 +199,7 @@ def test_gpus_right(answer):
         (13, "full peak"),
         (44, "at 30%"),
         (455, "number of GPU-days"),
+        (454.78, "number of GPU-days"),
         (65, "one week"),
         (100, "with 100 GPUs it takes 4.5 days"),
         (-5, "above 0"),
@@ -228,7 +232,19 @@ def in_memory_first(path, pieces):
         other.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("answer", [by_rename, in_memory_first])
+def by_hand(path, pieces):
+    beside = f"{path}.{os.getpid()}"
+    try:
+        number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(number, "wb") as file:
+            file.writelines(pieces)
+        os.rename(beside, path)
+    except BaseException:
+        os.remove(beside)
+        raise
+
+
+@pytest.mark.parametrize("answer", [by_rename, in_memory_first, by_hand])
 def test_save_right(answer):
     assert give("save", answer).state == PASS
 
@@ -288,10 +304,34 @@ def last_piece_only(path, pieces):
         path.write_bytes(piece)
 
 
+def all_in_one_write(path, pieces):
+    path.write_bytes(b"".join(pieces))
+
+
+def copied_over(path, pieces):
+    with tempfile.NamedTemporaryFile() as file:
+        file.writelines(pieces)
+        file.flush()
+        shutil.copyfile(file.name, path)
+
+
+def removed_before(path, pieces):
+    beside = path.with_name("weights.tmp")
+    try:
+        beside.write_bytes(b"".join(pieces))
+        path.unlink(missing_ok=True)
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(
     ("answer", "diagnosis"),
     [
         (plain, "has emptied it at once"),
+        (all_in_one_write, "the old file itself is written over"),
+        (copied_over, "the old file itself is written over"),
+        (removed_before, "taken away before the new one"),
         (delete_first, "the old file is gone"),
         (leftover, "weights.tmp is left"),
         (only_errors, "Ctrl-C after 2 pieces: the old file is whole, but weights.tmp is left"),

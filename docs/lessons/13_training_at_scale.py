@@ -67,26 +67,28 @@ course_map(13)
 # %% [markdown]
 # ## The order of training
 #
-# Three networks, in the order in which each needs the one before. The autoencoder learns alone, from pictures: pixels,
-# perceptual distance, patch critic, a weak KL (lessons 01 and 02). The text encoder learns from pairs of picture and
-# sentence (lesson 03), or is trained along with the U-Net, as in the paper's text-to-image model. Then both are frozen,
-# and the U-Net learns to find noise in latents (lessons 04, 05, 07). It takes nearly all of the time.
+# Three networks; the third needs the other two. The autoencoder learns from pictures alone: pixels, perceptual
+# distance, patch critic, a weak KL (lessons 01 and 02). The text encoder learns from pairs of picture and sentence
+# (lesson 03), or is trained along with the U-Net, as in the paper's text-to-image model. Then both are frozen, and the
+# U-Net learns to find noise in latents (lessons 04, 05, 07). It takes nearly all of the time.
 
 # %%
 figure = flow_diagram(
-    ["pictures", "1: auto-\nencoder", "2: text\nencoder", "3: U-Net", "weights"],
-    ["lessons\n01, 02", "frozen\nlatents", "frozen\ncontext", "average"],
-    networks={1, 2, 3},
-    inputs={2: "sentences", 3: "noise"},
+    ["pictures", "1: auto-\nencoder", "3: U-Net", "weights"],
+    ["lessons\n01, 02", "frozen\nlatents", "average"],
+    networks={1, 2},
+    inputs={2: "noise, and context from\n2: the frozen text encoder"},
 )
-show(figure, alt="Pictures train the autoencoder, then the text encoder, then the U-Net on frozen latents and context.")
+show(figure, alt="Pictures train the autoencoder; its frozen latents and the frozen text encoder's context the U-Net.")
 
 # %% [markdown]
-# Here is how the denoisers of the paper, and Stable Diffusion, were trained. A batch is that of all GPUs together.
+# Here is how the denoisers of the paper, and Stable Diffusion, were trained. A batch is that of all GPUs together; the
+# tables are the paper's.
 
 # %%
 for name, run in paper_runs().items():
-    print(f"{name:22} batch {run.batch_size:>5,}  lr {run.lr:.1e}  {run.num_steps:>9,} steps  {run.source}")
+    source = run.source.removeprefix("Rombach et al. 2022, ")
+    print(f"{name:22} batch {run.batch_size:>5,}  lr {run.lr:.1e}  {run.num_steps:>9,} steps  {source}")
 faces = paper_runs()["CelebA-HQ, LDM-4"]
 print(f"CelebA-HQ looks at {faces.num_pictures:,} pictures; its lr is {faces.base_lr:.0e} times the batch")
 
@@ -122,19 +124,26 @@ def train_plain(unet, num_steps, batch_size, lr=2e-3, first_seed=0):
     return unet
 
 
+# %%
+def mean_of(one, other):
+    a, b, both = one.state_dict(), other.state_dict(), new_unet()
+    both.load_state_dict({name: (a[name] + b[name]) / 2 for name in a})
+    return both
+
+
 copies = [train_plain(new_unet(seed), 60, BATCH, first_seed=1000 * seed) for seed in (1, 2)]
-mean = copy.deepcopy(copies[0])
-with torch.no_grad():
-    for ours, other in zip(mean.parameters(), copies[1].parameters(), strict=True):
-        ours.lerp_(other, 0.5)
-exam = {name: data.exam(unet) for name, unet in zip(("first", "second", "mean of both"), (*copies, mean), strict=True)}
-ALT = "Noise loss of two trained copies, well below 1, and of the mean of their weights, above both."
-show(bars(list(exam), list(exam.values()), form="{:.2f}", title="noise loss; 1 is a blind guess"), alt=ALT)
+twin = train_plain(new_unet(1), 60, BATCH, first_seed=2000)  # the first one's random start, the second one's pictures
+nets = (*copies, mean_of(*copies), mean_of(copies[0], twin))
+exam = dict(zip(("first", "second", "mean of both", "mean, one start"), map(data.exam, nets), strict=True))
+ALT = "Noise loss: the mean of two copies is far above both; from one start it is as low as one copy, and no lower."
+show(bars(list(exam), list(exam.values()), form="{:.2f}", title="noise loss; 1 is an answer of zeros"), alt=ALT)
 print("the mean of the weights is worse than either:", exam["mean of both"] > max(exam["first"], exam["second"]))
+print("from one start, it is as good as one copy, to 10%:", abs(exam["mean, one start"] / exam["first"] - 1) < 0.1)
 
 # %% [markdown]
-# Two networks that have gone different ways do not have a sensible middle. A channel that finds edges in one may find
-# colours in the other. And nothing was gained: each has seen what one machine can see.
+# Two networks that began apart have no sensible middle. A channel that finds edges in one may find colours in the
+# other. From *one* random start they still have one after these 60 steps, but nothing is gained: two machines have
+# worked, and the result is that of one.
 #
 # > **Key idea.** Do not share the weights at the end; share the *gradient* at every step. A gradient is a mean over
 # > rows, and a mean can be computed in parts. Then there is one model, and the parts leave no trace in it.
@@ -230,7 +239,8 @@ show(kit.ring_figure(history, titles), alt=ALT)
 print("vectors that each process sends, in all:", 2 * 3 / 4)
 
 # %% [markdown]
-# Each process sends twice its vector, less a bit, *however many* processes there are. The two rounds have names that
+# (A number says how many processes' gradients are in a part; a row is a process.) Each process sends twice its vector,
+# less a bit, *however many* processes there are. The two rounds have names that
 # you will meet again: **reduce-scatter** (each owns a finished part) and **all-gather** (everybody gets all parts).
 # Together they are an **all-reduce**.
 #
@@ -306,8 +316,8 @@ figure = kit.curves_figure({"peak of a step": (pieces, memory)}, "pieces", "MB")
 show(figure, alt="Peak memory of a step falls with the number of pieces, to a fraction at sixteen.")
 
 # %% [markdown]
-# (Counted from fake tensors, as in lesson 12.) It is how a batch of 680 can be trained on few GPUs. It saves memory,
-# not time.
+# (Counted from fake tensors, as in lesson 12: what forward and backward make. Weights, gradients and Adam's means come
+# on top, however many the pieces.) It is how a batch of 680 can be trained on few GPUs. It saves memory, not time.
 #
 # ## Step 3: bfloat16, and why a float32 copy stays
 #
@@ -386,8 +396,8 @@ print({name: f"noise loss {data.exam(unet):.3f}" for name, unet in trained.items
 #
 # {{notation decay_all w_bar}}
 #
-# The second form lets it start without a memory of random first weights. A weight's share halves every
-# $\ln 0.5 / \ln \lambda$ steps:
+# While $\lambda_n = \lambda$, a weight's share halves every $\ln 0.5 / \ln \lambda$ steps. Before that the second form
+# rules; it is there to forget the random first weights:
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 2.6))
@@ -399,15 +409,18 @@ for decay in (0.99, 0.999, 0.9999):
 axes.set(xlabel="steps ago", ylabel="share, relative", xscale="log")
 axes.legend()
 show(figure, alt="Shares over age fall to a half after 69, 693 and 6931 steps for decays with two, three, four nines.")
-values, average = torch.randn(50, generator=torch.Generator().manual_seed(0)), 0.0
-for n, value in enumerate(values.tolist()):
-    share = min(0.999, (1 + n) / (10 + n)) if n else 0.0
-    average = share * average + (1 - share) * value
-print("the first weights have left the average:", math.prod((1 + n) / (10 + n) for n in range(1, 50)) < 1e-6)
+average = 1.0  # count the first weights as 1 and all later ones as 0: what is left of the first?
+for n in range(1, 1001):
+    average = min(0.9999, (1 + n) / (10 + n)) * average
+print(f"left of the first weights after 1,000 steps: {0.9999**1000:.0%} with four nines alone")
+print("with the second form practically nothing:", average < 1e-15)
+print(f"four nines are reached at step {(10 * 0.9999 - 1) / (1 - 0.9999):,.0f}")
 
 # %% [markdown]
-# So an average with four nines is useless in a run of a thousand steps, and right in one of a hundred thousand. It is
-# computed from master weights, is part of the checkpoint, and costs no gradient.
+# So four nines alone spoil a run of a thousand steps: nine tenths of the average would still be random numbers. With
+# the second form they do no harm, and no good either: they are not reached before step 89,990, and up to there the
+# average looks back over the last tenth of the run or so. It is computed from master weights, is part of the
+# checkpoint, and costs no gradient.
 #
 # ## Turn one knob: the batch, and what it does to the learning rate
 #
@@ -436,7 +449,7 @@ print("both rules help, the linear one more:", linear < root < fixed)
 # > beyond some batch every rule fails: the gradient is then exact enough, and only more steps help. A larger rate also
 # > needs a **warm-up**, which is why Stable Diffusion climbs to its rate over 10,000 steps. And read whose rule a
 # > configuration assumes: the paper's 9.6e-5 for CelebA-HQ is 2e-6 times a batch of 48. Whoever copies the small number
-# > without the product trains 48 times too slowly; whoever multiplies a rate that is already the product gets a
+# > without the product has a rate 48 times too small; whoever multiplies a rate that is already the product may get a
 # > loss that stays at 1.
 #
 # ## Step 5: cache what is frozen
@@ -451,7 +464,7 @@ for name, run in paper_runs().items():
     work = picture_work(name, run.phases[-1].side)
     parts = {"U-Net and text": work.unet + work.text, "frozen encoder": work.encoder}
     table[name] = {part: value / sum(parts.values()) for part, value in parts.items()}
-ALT = "Shares per run: the frozen encoder takes a third for faces and more than half for churches."
+ALT = "Shares per run: the frozen encoder takes about a third, and two thirds for churches."
 show(kit.stacked_bars(table, "share of the multiply-adds of a training step"), alt=ALT)
 for name, parts in table.items():
     print(f"{name:22} the frozen encoder's share: {parts['frozen encoder']:.0%}")
@@ -459,7 +472,7 @@ kept, raw = data.moments[0].nbytes, data.scenes.pictures[0].nbytes
 print(f"one of our scenes: {raw:,} bytes as pixels, {kept:,} as mean and log variance in 16 bits")
 
 # %% [markdown]
-# A network that is never trained takes more than half of the work for churches. Its U-Net works on a grid of 32 x 32;
+# A network that is not trained takes two thirds of the work for churches. Its U-Net works on a grid of 32 x 32;
 # the encoder starts at 256 x 256. The price of caching: crops and flips have to be chosen beforehand, and the file is
 # tied to one encoder (the package keeps the encoder's fingerprint in it). In a team the first process makes the
 # file, the others wait and read it.
@@ -544,23 +557,24 @@ apart = max(abs(a - b) for a, b in zip(resumed, unbroken, strict=True))
 print(f"{len(resumed)} steps, each loss equal to the unbroken run's to 1e-5: {apart < 1e-5}")
 
 # %%
-made = [row["step"] for row in kit.steps_of(alone)]
 figure = kit.curves_figure({"unbroken": unbroken, "killed and resumed": resumed}, "step", "noise loss")
-figure.axes[0].axvline(reached, color="C3", linestyle=":")
+figure.axes[0].axvline(reached, color="C2", linestyle=":", label="the kill")
+figure.axes[0].legend()
 show(figure, alt="Two loss curves lie on each other; a dotted line marks the step at which the process was killed.")
 
 # %% tags=["nbval-ignore-output"]
-print(f"killed after step {reached}; the checkpoint was from step {kept_step}; steps made twice: {len(made) - STEPS}")
+print(f"killed after step {reached}; checkpoint from {kept_step}; made twice: {len(kit.steps_of(alone)) - STEPS}")
 
 # %% [markdown]
 # ## Step 8: two processes, for real
 #
 # Now all at once. `accelerate launch` starts two processes of the same program. They find each other, share each batch
-# of 16, and add up gradients through `torch.distributed`. On GPUs that is NCCL, here it is gloo. On your own machine
-# the command for the course's recipe is
+# of 16, and add up gradients through `torch.distributed`. On GPUs the messages go by NCCL, here by gloo. On your own
+# machine the command for the course's recipe is
 #
 # ```
-# accelerate launch --multi_gpu --num_processes 2 --rdzv_backend c10d --max_restarts 3 \
+# accelerate launch --multi_gpu --num_processes 2 \
+#     --rdzv_backend c10d --max_restarts 3 \
 #     -m ldm_tutor.cli.main train denoiser --out runs/mine
 # ```
 #
@@ -607,8 +621,7 @@ for gpus in (1, 8, 64):
 # > **Check.** One picture, three curves. From here on, how many processes train is a matter of time and memory, and not
 # > of the result. Even a checkpoint does not care: one of a sharded pair goes on in a single process.
 #
-# What is *not* shown here is speed. Two processes on two cores have no more cores than one with two threads, and this
-# U-Net is so small that the messages cost more than the sums.
+# What is *not* shown here is speed. Two processes on two cores have no more cores than one process with two threads.
 #
 # ## The bill
 #
@@ -631,8 +644,8 @@ for name, run in paper_runs().items():
 # %% [markdown]
 # So you need other machines. A GPU's data sheet names a *peak*: an A100 makes 156e12 multiply-adds of 16 bits a second.
 # No training reaches it. The share that it does reach is the **utilisation**. It is the one number in a bill that
-# you cannot count, so it belongs in sight. Table 18 of the paper gives days, so you can turn it round and read off
-# the share that they come to.
+# you cannot count, so it belongs in sight. Here are the days at a share of 30%, with cached latents. Table 18 of the
+# paper gives days, so you can also turn it round and read off the share that they come to.
 
 # %%
 for name, run in paper_runs().items():
@@ -640,7 +653,7 @@ for name, run in paper_runs().items():
     told = "no days published"
     if run.reported_days is not None:
         told = f"published {run.reported_days:,.1f} {run.reported_on}-days: {implied_utilisation(name):.0%} of its peak"
-    print(f"{name:22} {days:>7,.1f} A100-days at 30%, cached; {told}")
+    print(f"{name:22} {days:>5,.1f} A100-days at 30%; {told}")
 
 # %% [markdown]
 # The three of the paper lie close together, and low. Part of that has reasons that you know: 32-bit numbers, small
@@ -769,7 +782,7 @@ solution("training_at_scale.rows")
 #   of one process, for any shares, with one kill or none.
 # - Accumulation is the same sum in time. It saves memory, not work.
 # - Compute in bfloat16; keep weights, optimiser and average in float32, or small updates vanish.
-# - An average with four nines forgets half in 6,931 steps.
+# - An average with four nines forgets half in 6,931 steps. In a short run the second form rules, and it forgets faster.
 # - A larger batch makes fewer steps. The learning rate must follow, with a warm-up, and not without end.
 # - What is frozen is computed once. For small U-Nets the encoder would be most of the work.
 # - A checkpoint is written beside and renamed. It holds all that the next step depends on.

@@ -72,8 +72,8 @@ EXERCISES = (
         kind="predict",
         difficulty=2,
         minutes=5,
-        task="The paper's code keeps an average of the weights with a decay of 0.9999. After how many steps has a "
-        "weight's share in the average fallen to one half? A whole number.",
+        task="The paper's code keeps an average of the weights with a decay of 0.9999. Late in a run, after how many "
+        "further steps has a weight's share in the average fallen to one half? A whole number.",
         hints=(
             "By which factor has a share shrunk after n steps?",
             "0.9999 to the power of n is one half. Take the logarithm of both sides.",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +123,9 @@ def _why_not_shares(shares: list[list[int]], batch: int, size: int) -> str:
     if twice := [row for row in flat if flat.count(row) > 1]:
         return f"row {twice[0]} is computed more than once"
     if max(sizes) - min(sizes) > 1:
-        return f"the shares have {sizes} rows: one process has all that is left over, and the others wait for it"
+        if sizes.count(max(sizes)) == 1:
+            return f"the shares have {sizes} rows: one process has all that is left over, and the others wait for it"
+        return f"the shares have {sizes} rows: one process is left with too few, and waits for the others"
     return ""
 
 
@@ -194,7 +200,7 @@ def judge_save(my_save: Any) -> Verdict:
     if not callable(my_save):
         return look_again("the answer is a function: my_save(path, pieces)")
     with tempfile.TemporaryDirectory(prefix="ldm_tutor_save_") as folder:
-        path = Path(folder) / "weights"
+        path = Path(folder).resolve() / "weights"
         for before in (None, OLD):  # the folder is empty, or holds an old file
             if before is not None:
                 path.write_bytes(before)
@@ -219,7 +225,12 @@ def judge_save(my_save: Any) -> Verdict:
                 swallowed = False
             if reason := _why_not_saved(path, swallowed, stop_after, error):
                 return look_again(reason)
-    return passed("old or new, never a part, and nothing left behind: after three breaks and two good saves")
+        with _watch(path) as done:
+            my_save(path, _pieces(None))
+        for what, reason in _DONE_TO_THE_OLD.items():
+            if what in done:
+                return look_again(reason)
+    return passed("old or new, never a part, and nothing left behind: after three breaks and three good saves")
 
 
 def _why_not_saved(path: Path, swallowed: bool, stop_after: int, error: type[BaseException]) -> str:
@@ -236,6 +247,44 @@ def _why_not_saved(path: Path, swallowed: bool, stop_after: int, error: type[Bas
     if swallowed:
         return f"{what} came, and my_save returned as if all were well: clean up in `finally`, and let it pass"
     return ""
+
+
+# No error comes between two pieces here, so only what was done to the old file itself tells.
+_DONE_TO_THE_OLD = {
+    "written": "the old file itself is written over: if the power goes in that moment, both are lost. Write beside it, "
+    "then os.replace",
+    "gone": "the old file is taken away before the new one is in its place: if the power goes between the two, there "
+    "is none. os.replace does both in one",
+}
+_watched: list[tuple[Path, list[str]]] = []  # the file that `_watch` watches, and what has been done to it
+
+
+@cache
+def _listen() -> None:
+    sys.addaudithook(_note)  # it stays for good, so there is one
+
+
+@contextmanager
+def _watch(path: Path) -> Iterator[list[str]]:
+    """Note in the list whether `path` is opened for writing, or removed or renamed."""
+    _listen()
+    _watched.append((path, []))
+    try:
+        yield _watched[-1][1]
+    finally:
+        _watched.pop()
+
+
+def _note(event: str, given: tuple[Any, ...]) -> None:
+    if not _watched or event not in ("open", "os.remove", "os.rename") or not isinstance(given[0], (str, os.PathLike)):
+        return
+    path, done = _watched[-1]
+    if os.path.abspath(os.fspath(given[0])) != str(path):
+        return
+    if event != "open":
+        done.append("gone")
+    elif set(given[1] or "") & set("wax+") or (given[1] is None and given[2] & (os.O_WRONLY | os.O_RDWR)):
+        done.append("written")
 
 
 def _others(path: Path) -> str:
@@ -261,7 +310,7 @@ def judge_gpus(answer: Any) -> Verdict:
         (math.ceil(bill(run, gpu, 0.4).gpu_days / 14), "that is with the latents encoded at every step: cached=True"),
         (math.ceil(bill(run, gpu, 1.0, cached=True).gpu_days / 14), "that is at the full peak; you reach 40% of it"),
         (math.ceil(bill(run, gpu, 0.3, cached=True).gpu_days / 14), "that is at 30% of the peak; you reach 40%"),
-        (math.ceil(days), "that is the number of GPU-days: so many GPUs need one day. You have 14"),
+        (days, "that is the number of GPU-days: so many GPUs need one day. You have 14"),
         (math.ceil(days / 7), "that is for one week; you have two"),
         (math.ceil(bill(run, "H100", 0.4, cached=True).gpu_days / 14), "those are H100s"),
         (math.ceil(bill(run, "V100", 0.4, cached=True).gpu_days / 14), "those are V100s"),

@@ -86,7 +86,7 @@ class Batches:
 
 
 def training_bytes(config: UNetConfig, batch_size: int, side: int, tokens: int) -> int:
-    """Return the most memory that one training step's own tensors take, counted and not run."""
+    """Return the most memory that one training step's own tensors take, without the weights; counted and not run."""
 
     def make() -> Callable[[], None]:
         forward = _forward(config, batch_size, side, tokens)
@@ -194,7 +194,7 @@ def ring_figure(history: Sequence[Tensor], titles: Sequence[str]) -> Figure:
                     axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=9)
             axes.set(title=title, xticks=[], yticks=[])
             axes.grid(visible=False)
-        panels[0].set_ylabel("process")
+        panels[0].set(xlabel="part", ylabel="process")
     return figure
 
 
