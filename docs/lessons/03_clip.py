@@ -510,7 +510,8 @@ results = {"guess": (1 / 64, 1 / 64), "colours": kit.top1(naive), "yours": kit.t
 results |= {"shipped": kit.top1(S), "shipped, among 1,000": kit.top1(S[:1000, :1000], 1000)}
 names = [f"{name}, {way}" for name in results for way in ("sentence for picture", "picture for sentence")]
 values = [100 * share for both in results.values() for share in both]
-figure = bars(names, values, title="right first answers", unit="%", width=8)
+ways = ["blue", "orange"] * len(results)
+figure = bars(names, values, title="right first answers", unit="%", width=8, colors=ways)
 show(figure, alt="Bars, both ways: a guess, the colours, yours near a half, shipped near 100%, among 1,000 less.")
 print("yours is clearly above chance and above the colours:", min(results["yours"]) > max(results["colours"]))
 print("the shipped one is right more than nine times in ten, both ways:", min(results["shipped"]) > 0.9)
@@ -524,8 +525,9 @@ print("rest of the matrix: mean 0:", bool(others.mean().abs() < 0.05), "| each c
 # review's *rest 0* holds for the mean, not for each cell, because sentences overlap.
 #
 # > **In the paper.** Radford et al. (2021) train on 400 million pairs from the web in batches of 32,768. Our batch of
-# > 128 is easier to win: fewer wrong sentences stand beside the right one. Rombach et al. use the finished text tower
-# > in Stable Diffusion and throw the image tower away. So does our U-Net.
+# > 128 is easier to win: fewer wrong sentences stand beside the right one. Rombach et al. (2022) still train a text
+# > tower together with their U-Net. Stable Diffusion takes CLIP's finished one and leaves the image tower away. So do
+# > we, and lesson 07 measures the difference.
 #
 # ## Zero-shot: a classifier that nobody trained
 #
@@ -554,7 +556,7 @@ answers = (views[:, None] * own_color).sum(dim=2).argmax(dim=1)
 kinds = torch.tensor([KINDS.index(kind) for kind in truth["kind"]])
 zero_shot["kind, colour told"] = float((answers == kinds).float().mean())
 order = ["background", "color", "kind, colour told", "kind", "size", "place"]
-labels = [f"{name} (a guess: {chance[name]:.0%})" for name in order]
+labels = [f"{name.replace('color', 'colour')} (a guess: {chance[name]:.0%})" for name in order]
 figure = bars(labels, [100 * zero_shot[name] for name in order], title="zero-shot, right answers", unit="%", width=8)
 show(
     figure,
@@ -566,8 +568,8 @@ print("place more often right than wrong:", zero_shot["place"] > 0.5)
 
 # %% [markdown]
 # Colours and backgrounds: nearly perfect, though nobody ever told it what a colour is. Kinds: good, and better once the
-# sentence looks like those of the training. The place, one of five, is mostly right too. That did not come by itself,
-# as you will see in a moment.
+# sentence looks like those of the training. Sizes come last. The place, one of five, is mostly right too. That did not
+# come by itself, as you will see in a moment.
 #
 # ## What CLIP does not know
 #
@@ -604,10 +606,10 @@ print("swapped colours: well above chance:", preferred["colours swapped"] > 0.65
 print("left and right swapped: wrong at least every fourth time:", preferred["left and right swapped"] < 0.75)
 
 # %% [markdown]
-# Which words are there: known. Where a thing stands and how large it is: known, or the near twins could not be told
-# apart. Which colour belongs to which object, called **binding**: mostly known. But who stands to the left of whom,
-# when only the two names change places: no more often right than a coin. Why? Two thirds of the sentences say a place
-# or a side. But the loss only asks to tell the sentences *of one batch* apart. Count how often that takes the place:
+# Which words are there: known. Where a thing stands and how large it is: known well enough to tell near twins apart.
+# Which colour belongs to which object, called **binding**: mostly known. But who stands to the left of whom, when only
+# the two names change places: no more often right than a coin. Why? Two thirds of the sentences say a place or a side.
+# But the loss only asks to tell the sentences *of one batch* apart. Count how often that takes the place:
 
 # %%
 says, needed = kit.need_of_place(told)
@@ -665,17 +667,17 @@ print("scale 1: never below its floor:", min(cold_losses) > floor, "| yours is:"
 #
 # ## The similarity explorer
 #
-# Move the slider. You see a test picture, its three best sentences, and its row in the matrix. Which wrong sentence
-# comes second, and what does it share with the right one?
+# Move the slider. You see a test picture, its three best sentences, and its row in the matrix, with a dot on the cells
+# of the three. Which wrong sentence comes second, and what does it share with the right one?
 
 # %%
 text = (
-    "Picture 5 of 16, its three best sentences, and the 16 by 16 matrix with row 5 framed; its own sentence is first."
+    "Picture 5, its three best sentences, its own one first, and the 16 by 16 matrix: row 5 framed, their cells dotted."
 )
 similarity_explorer(pictures[:16], told[:16], S[:16, :16], start=5, alt=text)
 
 # %% [markdown]
-# The frame above shows row 5 also without a running kernel.
+# Without a running kernel you see row 5.
 #
 # > **At full size.** Give the same classes other numbers and you have CLIP ViT-L/14, whose text tower reads the
 # > sentences of Stable Diffusion. The meta device holds shapes and no numbers, so building it costs nothing.
@@ -766,8 +768,8 @@ solution("clip.symmetric_loss")
 # - The **similarity matrix** holds the cosine of every picture with every sentence. The **loss** wants the diagonal to
 #   win each row and each column.
 # - The **scale** decides how sure a row may become. It is learned along.
-# - What comes out is good at *which* things are there and weak at *how they stand to each other*, because a random
-#   batch seldom asks.
+# - What comes out is good at *which* things are there and weak at *how they stand to each other*, because a batch
+#   seldom asks.
 #
 # ## Common mistakes
 #

@@ -137,7 +137,7 @@ print(f"nothing: {naive['nothing'][0]:.1f} at every t | all, at t = 999: {naive[
 #
 # $$L = \mathbb E\big[\,\lVert \epsilon - \epsilon_\theta(x_t, t, c) \rVert^2\,\big]$$
 #
-# {{notation x_t t c noise eps_hat x0_hat}}
+# {{notation x0 x_t t_step c noise eps_hat x0_hat}}
 #
 # Who knows the noise knows the picture. Solve the jump of lesson 04 for $x_0$, with the answer $\epsilon_\theta$ in the
 # place of the true noise (DDPM eq. 15):
@@ -634,13 +634,14 @@ print("from stop to stop the error in the latents gets smaller:", sorted(ladder,
 pens = [dataclasses.replace(pipe, unet=net) for net in snapshots.values()]
 drawn = [pen.draw(test.captions[:3], [0, 1, 2], num_steps=12, guidance=3.0) for pen in pens]
 figure = picture_grid(torch.stack(drawn, dim=1).flatten(0, 1), titles * 3, scale=2)
-show(figure, alt="Three sentences drawn from pure noise after 0 to 6,400 steps: noise, then places, then objects.")
+show(figure, alt="Three sentences drawn from pure noise after 0 to 6,400 steps: noise, then backgrounds, then objects.")
 print(f"parameters: this U-Net {see.count(snapshots[0]):,}, the shipped one {see.count(pipe.unet):,}")
 
 # %% [markdown]
-# Places first, colours next, shapes last, and after 6,400 steps still crude ones. This U-Net is a tenth of the shipped
-# one and has learned for a fraction of its time. Note the fourth column: at $t = 600$ the same network repaired these
-# scenes quite well, and from pure noise it finds none of them. Where nothing is left to see, there is most to know.
+# Backgrounds first, colours next, shapes last, and after 6,400 steps still crude ones. This U-Net is a tenth of the
+# shipped one and has learned for a fraction of its time. Note the fourth column: at $t = 600$ the same network gave
+# back every background and put something where the object is. From pure noise it gets two of the three backgrounds at
+# best, and no object. Where nothing is left to see, there is most to know.
 #
 # ## What the loss says, and what it hides
 #
@@ -736,15 +737,16 @@ def describe(steps, t, scene):
 
 
 ALT = "A scene noised to the time on the slider, repaired after the chosen number of training steps, and clean."
+wide = {"description_width": "initial"}
 sliders = {
-    name: ipywidgets.SelectionSlider(options=options, value=value, description=name)
+    name: ipywidgets.SelectionSlider(options=options, value=value, description=name, style=wide)
     for name, options, value in (("steps", list(snapshots), 400), ("t", grid_t, 600))
 }
 live(look, ALT, caption=describe, **sliders, scene=(0, 2, 1))
 
 # %% [markdown]
-# Without a running kernel, here is the second scene at three times. Look at the last picture: at $t = 800$ even the
-# best one does not know any more where the car was.
+# Without a running kernel, here is the second scene after 0, 400, 1,600 and 6,400 steps, at three times. Look at the
+# last picture: at $t = 800$ even the best one does not know any more where the car was.
 
 # %%
 shown = [(n, t) for t in (400, 600, 800) for n in (0, 400, 1600, 6400)]

@@ -76,7 +76,7 @@ _CLIP = Facts(
     needs="Lesson 00; tensors, softmax and cross-entropy from PyTorch.",
     minutes_to_read=60,
     seconds_to_run=90,
-    memory_mb=900,
+    memory_mb=1400,
     builds="Byte-pair merging, both towers of CLIP, the similarity matrix, its loss, and a small CLIP that you train.",
 )
 _FORWARD_NOISING = Facts(

@@ -92,7 +92,7 @@ def by_training(curves: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[
         figure, panels = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3))
         for panel, (what, by_kind) in zip(panels, curves.items(), strict=True):
             for (kind, (steps, values)), line in zip(by_kind.items(), ("o-", "s--"), strict=True):
-                panel.plot([max(each, 6) for each in steps], values, line, label=kind)
+                panel.plot([max(each, 6) for each in steps], values, line, label={"ema": "EMA"}.get(kind, kind))
             panel.set(title=titles[what], xscale="log", xlabel="training steps", ylim=(0, 1.05))
             panel.set_xticks([6, *steps[1:]], ["0", *(f"{each:,}" for each in steps[1:])])
             panel.minorticks_off()
@@ -108,8 +108,8 @@ def u_diagram(config: UNetConfig, side: int) -> Figure:
     """Draw a U-Net of a configuration as a U: a box per level and way, its map's side and channels, and the skips."""
     levels = len(config.channel_mult)
     with figure_style():
-        figure, axes = plt.subplots(figsize=(8.6, 0.95 * levels + 1.5))
-        axes.set(xlim=(-0.3, 9.9), ylim=(-levels - 0.75, 0.75))
+        figure, axes = plt.subplots(figsize=(8.6, 0.95 * levels + 0.8))
+        axes.set(xlim=(-0.3, 9.9), ylim=(-levels - 0.35, 0.45))
         axes.axis("off")
         places = {}
         for level, mult in enumerate(config.channel_mult):
@@ -132,7 +132,7 @@ def u_diagram(config: UNetConfig, side: int) -> Figure:
         _arrow(axes, (7.25, 0), (8.05, 0))
         axes.text(-0.25, 0.1, "$x_t$", ha="left", va="bottom")
         axes.text(8.1, 0, "the noise it sees", ha="left", va="center")
-        axes.text(8.1, -levels + 0.2, "t goes to every block", ha="left", va="center", fontsize=9)
+        axes.text(5.0, -levels, "(t goes to every block)", ha="left", va="center", fontsize=9)
     return figure
 
 
@@ -165,7 +165,9 @@ def parameter_bars(unet: nn.Module) -> tuple[Figure, dict[str, float]]:
         "widest levels": sum(counts[name] for name, width in widths.items() if width == max(widths.values())) / whole,
     }
     names = [f"{name} ({widths[name]:,} channels)" for name in counts]
-    figure = bars(names, [each / 1e6 for each in counts.values()], form="{:,.0f}", unit="million", width=8)
+    colors = ["blue"] * levels + ["orange"] + ["green"] * levels
+    millions = [each / 1e6 for each in counts.values()]
+    figure = bars(names, millions, form="{:,.0f}", unit="million", width=8, colors=colors)
     return figure, shares
 
 
