@@ -83,6 +83,13 @@ def test_frechet_slips():
         (lambda a, b: frechet_distance(a, b) - gap(a, b) + gap(a, b).sqrt(), "enters squared"),
         (lambda a, b: gap(a, b) + cov(a).trace() + cov(b).trace(), "last term is missing"),
         (lambda a, b: gap(a, b) + (a.std(0) - b.std(0)).square().sum(), "each feature alone"),
+        (
+            lambda a, b: (
+                gap(a, b) + cov(a).trace() + cov(b).trace() - torch.linalg.eigvals(cov(a) @ cov(b)).real.sqrt().sum()
+            ),
+            "subtracted twice",
+        ),
+        (lambda a, b: (a.mean() - b.mean()) ** 2 + frechet_distance(a, b) - gap(a, b), "the mean is a vector"),
         (lambda a, b: frechet_distance(a, b) ** 0.5, "not taken at the end"),
         (lambda a, b: gap(a, b) + (cov(a) - cov(b)).square().sum(), "entry by entry"),
         (lambda a, b: (a - b).square().sum(), "stops with RuntimeError"),

@@ -139,6 +139,14 @@ _FRECHET: Slips = (
         lambda a, b: _gap(a, b) + (a.std(dim=0) - b.std(dim=0)).square().sum(),
         "you compare the spreads of each feature alone; how the features go together (the covariances) counts too",
     ),
+    (
+        lambda a, b: (frechet_distance(a, b) + _gap(a, b) + _cov(a).trace() + _cov(b).trace()) / 2,
+        "the root is subtracted twice, once for each cloud",
+    ),
+    (
+        lambda a, b: (a.mean() - b.mean()) ** 2 + frechet_distance(a, b) - _gap(a, b),
+        "the mean is a vector, one number for each feature: take it over the pictures only (dim=0)",
+    ),
     (_root_of_parts, "the root of a matrix is not the root of its entries: take it through the eigenvalues"),
     (lambda a, b: frechet_distance(a, b) ** 0.5, "the root is not taken at the end: papers report the squared one"),
     (_with_counts, "nearly: your covariance divides by n; torch.cov and the references divide by n - 1"),

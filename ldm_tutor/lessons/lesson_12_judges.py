@@ -160,7 +160,7 @@ def judge_their_name(my_name: Any) -> Verdict:
     if all(result == name for name, result in wrong):
         told = f"{len(wrong)} of {len(_names())} names come back as they were, such as {name}"
     reason = next(reason for piece, reason in _PIECES.items() if piece in name and _is_wrong(piece, name, result))
-    return look_again(f"{told}. {reason[0].upper()}{reason[1:]}")
+    return look_again(f"{told}: {reason}")
 
 
 def _num_differences(name: str, result: str) -> int:
