@@ -230,6 +230,7 @@ def start_with_schedule(latents, noise, strength, grid, alpha_bar):
 
 START_SLIPS = {
     "the share of steps that run": start(first=lambda n, s: round(s * n), time=lambda grid, at, s: grid[min(at, 7)]),
+    "round the number of steps": start(first=lambda n, s: n - int(s * n)),
     "should start at step": start(first=lambda n, s: max(n - round(s * n) - 1, 0)),
     "where its square root belongs": start(weights=lambda a, s: (a, 1 - a)),
     "the latents with noise added": start(weights=lambda a, s: (0.0, 1.0)),

@@ -86,6 +86,12 @@ def first_rows(tokens, empty, share, generator):
     return result
 
 
+def fixed_number(tokens, empty, share, generator):
+    result = tokens.clone()
+    result[torch.randperm(len(tokens), generator=generator)[: round(share * len(tokens))]] = empty[0]
+    return result
+
+
 def coin(shape, compare):
     def mine(tokens, empty, share, generator):
         return torch.where(compare(torch.rand(shape(tokens), generator=generator), share), empty, tokens)
@@ -99,6 +105,7 @@ DROP_SLIPS = {
     "a coin of its own": coin(lambda tokens: (1, 1), torch.lt),
     "is dropped: every sentence": lambda tokens, empty, share, generator: tokens.clone(),
     "at one end of the batch": first_rows,
+    "the same number of sentences": fixed_number,
     "changes the tokens": in_place,
     "0 is a token": lambda tokens, empty, share, generator: by_where(tokens, torch.zeros_like(empty), share, generator),
     "neither their own": lambda tokens, empty, share, generator: by_where(tokens, empty + 1, share, generator),

@@ -304,7 +304,7 @@ def test_gentle_right(answer):
     [
         ((1.0, 0.5), "does not see the new thing"),
         ((0.8, 0.95), "the old thing beside"),
-        ((0.1, 0.1), "22 dB only"),
+        ((0.1, 0.1), "22.00 of 30 dB only"),
         ((1.5, 0.1), "shares of the steps"),
         ((0.5,), "two shares"),
         (0.5, "two shares"),

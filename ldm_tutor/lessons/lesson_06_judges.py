@@ -297,6 +297,8 @@ def _why_not_start(
     if start != right:
         if start == round(strength * total):
             return f"{told}: strength is the share of steps that run, so total minus that share is skipped"
+        if start == total - int(strength * total):
+            return f"{told}: round the number of steps that run, int alone cuts it off"
         return told
     a = float(table[grid[right]])
     if _close(x_t, math.sqrt(a) * latents + math.sqrt(1 - a) * noise):

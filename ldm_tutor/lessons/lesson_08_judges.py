@@ -104,6 +104,12 @@ def judge_drop_sentences(my_drop: Any) -> Verdict:
         return look_again("the same generator drops other sentences each time: pass `generator` to torch.rand")
     if other is None or torch.equal(same, other):
         return look_again("another generator drops the same sentences: use the argument `generator`")
+    counts = set()
+    for k in range(4):
+        hidden = _as_tensor(my_drop(tokens, empty, 0.3, torch.Generator().manual_seed(k)))
+        counts.add(None if hidden is None else int((hidden == empty).all(dim=1).sum()))
+    if len(counts) == 1:
+        return look_again("every batch loses the same number of sentences, a batch of one none or all: throw coins")
     return passed("whole sentences go, each by a coin of its own, in the share asked for, and you get the same again")
 
 
@@ -239,7 +245,7 @@ _PUSH_SLIPS: tuple[tuple[Callable[[Tensor, Tensor, Tensor, float, float], Tensor
         "you start at the sentence's answer: start at eps_empty, so that scale 1 and push 0 give the sentence",
     ),
     (lambda e, c, n, s, p: e + s * (c - e), "the push does nothing yet"),
-    (lambda e, c, n, s, p: e + s * (c - n), "`push` does nothing, and the pull has to start at eps_empty"),
+    (lambda e, c, n, s, p: e + s * (c - n), "`push` does nothing, and the negative text is subtracted `scale` times"),
     (lambda e, c, n, s, p: e + p * (c - e) - s * (n - e), "scale and push have changed places"),
     (
         lambda e, c, n, s, p: e + s * (e - c) - p * (e - n),

@@ -276,9 +276,10 @@ def gentle_result(cross: float, self_: float) -> tuple[bool, bool, float]:
     change = Change(source=GENTLE_SOURCE, target=GENTLE_TARGET, seed=GENTLE_SEED, injection=injection)
     before, after = load_pipeline().edit_many([change], num_steps=10)
     source, target = read_pictures(load_judge(), torch.cat([before, after]))
-    things = [seen_thing(source, old), seen_thing(target, new)]
-    mask = outside([thing.box for thing in things if thing is not None], before.shape[-1])
-    return things[1] is not None, seen_thing(target, old) is None, background_psnr(before, after, mask)
+    things = [(each, old) for each in source.objects] + [(each, new) for each in target.objects]
+    boxes = [thing.box for thing, kind in things if thing.kind == kind]
+    mask = outside(boxes, before.shape[-1])  # of all of them, as the lesson's own `background` counts
+    return seen_thing(target, new) is not None, seen_thing(target, old) is None, background_psnr(before, after, mask)
 
 
 def judge_gentle(answer: Any) -> Verdict:
@@ -295,7 +296,8 @@ def judge_gentle(answer: Any) -> Verdict:
     if not gone:
         return look_again("the judge still sees the old thing beside the new one; take less of the maps")
     if level < GENTLE_DB:
-        return look_again(f"the new thing is there, and the background keeps {level:.0f} dB only; take over more")
+        kept = f"{level:.2f} of {GENTLE_DB:g} dB only"
+        return look_again(f"the new thing is there, and the background keeps {kept}; take over more")
     return passed(f"the new thing is there, the old one gone, and the background keeps {level:.0f} dB")
 
 
