@@ -175,6 +175,9 @@ WRONG = {
     "conditions of a sentence": (["a cat", "--conditions", "."], ("--conditions", "--boxes")),
     "half a hole": (["--inpaint", "a.png"], ("--inpaint", "2")),
     "nothing": ([], ("SENTENCE", "--boxes", "--from")),
+    "a kind of file for a folder": (["a cat", "--preset", "sd_v9"], ("--preset", "one file", "FILE.ckpt")),
+    "words for a folder that has them": (["a cat", "--tokenizer", "."], ("--tokenizer", "one file")),
+    "an average for a folder": (["a cat", "--no-ema"], ("--ema", "one file")),
     "guidance": (["--boxes", BOXES, "--guidance", "inf"], ("--guidance", "finite")),
 }
 
@@ -196,12 +199,12 @@ BAD_BOXES = {
     "0.1 0.2 0.5 0.8": ("box 1", "cannot be read"),
     "tree 0.1 0.2 0.5 0.8; catt 0.1 0.2 0.5 0.8": ("box 2", "catt", "did you mean cat?"),
     "zebra 0.1 0.2 0.5 0.8": ("box 1", "zebra", "bicycle"),
-    "cat 0.1 0.2 1.5 0.8": ("box 1", "x1", "1.5", "0 to 1"),
-    "cat -0.1 0.2 0.5 0.8": ("box 1", "x0", "-0.1", "0 to 1"),
+    "cat 0.1 0.2 1.5 0.8": ("box 1", "right", "1.5", "0 to 1"),
+    "cat -0.1 0.2 0.5 0.8": ("box 1", "left", "-0.1", "0 to 1"),
     "cat 10 20 50 80": ("box 1", "0 to 1"),
-    "cat 0.5 0.2 0.1 0.8": ("box 1", "x0 less than x1"),
-    "cat 0.1 0.8 0.5 0.2": ("box 1", "y0 less than y1"),
-    "cat 0.1 0.2 0.1 0.8": ("box 1", "x0 less than x1"),
+    "cat 0.5 0.2 0.1 0.8": ("box 1", "left less than right"),
+    "cat 0.1 0.8 0.5 0.2": ("box 1", "top less than bottom"),
+    "cat 0.1 0.2 0.1 0.8": ("box 1", "left less than right"),
     "cat nan 0.2 0.5 0.8": ("box 1", "nan", "0 to 1"),
     "cat 0.1 0.2 inf 0.8": ("box 1", "inf", "0 to 1"),
     "cat 0.1 0.2 0.101 0.8": ("too small",),
@@ -278,6 +281,10 @@ def test_conditions_that_are_not_there_or_not_for_this_model(cli, places, inputs
     assert cli("draw", "--boxes", BOXES, *FAST, *weights, "--conditions", one).code == 0
     (tmp_path / "empty" / "layout.safetensors").write_bytes((places[3] / "upscaling.safetensors").read_bytes())
     assert_refused(cli("draw", "--boxes", BOXES, *weights, "--conditions", "empty"), 1, "upscaling")
+    (tmp_path / "notes.txt").write_text("no weights")
+    for command in (("draw", "--boxes", BOXES), ("evaluate", "layout", "--num", 2)):
+        done = cli(*command, *weights, "--conditions", "notes.txt")
+        assert done.code == 1 and "notes.txt" in done.err and "layout.safetensors, or the folder" in done.err, done.err
 
 
 def test_another_program_s_model_reads_no_boxes(cli, tmp_path):  # noqa: F811

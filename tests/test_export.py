@@ -52,6 +52,7 @@ def test_diffusers_draws_the_same_picture(cli, tmp_path, tiny_folder, which):
     code, out, err = cli("export", "--format", "diffusers", "--out", "exported", "--weights", source)
     assert (code, err) == (0, "")
     assert out.startswith(f"exported: {source.name} as a folder of diffusers, float32, ")
+    assert "StableDiffusionPipeline.from_pretrained('exported')" in out
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "exported", local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
     ours = load_pipeline(source)
@@ -102,6 +103,10 @@ def test_what_cannot_be_exported_leaves_no_folder(cli, tmp_path, tiny_folder):
     assert_refused(cli("export", "--weights", own, "--out", "out"), "do not fit together", "24", "16")
     (own / "unet.safetensors").unlink()
     assert_refused(cli("export", "--weights", own, "--out", "out"), "unet.safetensors", "no such file")
+    assert not (tmp_path / "out").exists()
+    for option in (("--preset", "tiny"), ("--tokenizer", "out"), ("--no-ema",)):
+        code, _, err = cli("export", "--weights", tiny_folder, "--out", "out", *option)
+        assert code == 2 and "FILE.ckpt" in err and option[0].replace("no-", "") in err, err
     assert not (tmp_path / "out").exists()
     assert cli("export", "--out", "out", "--format", "onnx")[0] == 2
     assert cli("export")[0] == 2

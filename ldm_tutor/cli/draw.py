@@ -14,6 +14,7 @@ from ldm_tutor.cli.files import check_out, sheet, write_png
 from ldm_tutor.cli.options import (
     MAX_SEED,
     PROGRAM,
+    SINGLE_FILE,
     AnyWeights,
     Device,
     Ema,
@@ -23,6 +24,7 @@ from ldm_tutor.cli.options import (
     Steps,
     TokenizerPlace,
     check_guidance,
+    check_single_file,
     usable_device,
     version,
     weights_folder,
@@ -142,7 +144,7 @@ def draw(
             show_default=False,
         ),
     ] = None,
-    preset: Preset = "sd_v1",
+    preset: Preset = SINGLE_FILE,
     tokenizer: TokenizerPlace = None,
     ema: Ema = None,
     device: Device = "auto",
@@ -168,6 +170,7 @@ def draw(
     from ldm_tutor.open_model import open_pipeline
     from ldm_tutor.weights.sources import is_foreign
 
+    check_single_file(weights, preset, tokenizer, ema)
     foreign = weights is not None and is_foreign(weights)
     if foreign and name in ("boxes", "inpaint", "upscale"):
         raise ConfigError(f"--{name} steers the course's own model", given=str(weights), fix="leave --weights out")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ldm_tutor.cli.options import PROGRAM
+from ldm_tutor.cli.options import PROGRAM, conditions_folder
 from ldm_tutor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ KIND_OF = {"boxes": "layout", "inpaint": "inpainting", "upscale": "upscaling"}  
 GUIDANCE = {None: 4.0, "source": 4.0, "boxes": 3.0, "inpaint": 1.5, "upscale": 1.0}
 STRENGTH = 0.6
 FORM = 'a kind and four shares of the side, left, top, right, bottom: "cat 0.1 0.2 0.5 0.8; tree 0.6 0.3 0.9 0.9"'
+SIDES = {"x0": "left", "y0": "top", "x1": "right", "y1": "bottom"}  # a box's corners, as FORM calls them
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,10 @@ def read_boxes(text: str) -> tuple[Box, ...]:
         try:
             made.append(Box(kind.lower(), *numbers))
         except ConfigError as error:
-            raise ConfigError(f"--boxes: box {number}: {error}") from error
+            told = str(error).removeprefix(f"Box of the {kind.lower()}: ")
+            for name, side in SIDES.items():
+                told = told.replace(name, side)
+            raise ConfigError(f"--boxes: box {number}, {kind.lower()}: {told}") from error
     try:
         tokenize_boxes([made])  # too many, or too small
     except ConfigError as error:
@@ -167,7 +171,7 @@ def draw_asked(
         assert asked.picture is not None and prompts is not None
         pictures = open_picture(asked.picture, side).expand(num, -1, -1, -1)
         return pipeline.redraw(pictures, prompts, seeds, strength=asked.strength, **settings)
-    files = conditions.parent if conditions is not None and conditions.is_file() else conditions
+    files = conditions_folder(conditions, KIND_OF[asked.name])
     if asked.name == "boxes":
         steered = load_steered("layout", files, str(pipeline.device), pipeline=pipeline)
         return _watched(steered, steered.given_boxes([asked.boxes] * num, prompts), seeds, settings)

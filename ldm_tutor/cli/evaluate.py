@@ -19,6 +19,7 @@ from ldm_tutor.cli.options import (
     Steps,
     Weights,
     check_guidance,
+    conditions_folder,
     usable_device,
     version,
     weights_folder,
@@ -108,7 +109,8 @@ def evaluate(
         from ldm_tutor.steering import load_steered
 
         judge = evaluation.load_judge(folder, place)
-        steered = load_steered(target, conditions, place, pipeline=load_pipeline(folder, place))
+        files = conditions_folder(conditions, target)
+        steered = load_steered(target, files, place, pipeline=load_pipeline(folder, place))
         measure = getattr(evaluation_steering, f"evaluate_{target}")
         report = measure(steered, judge, wrap=_bar(num), **settings, **drawing)
         settings |= report.pop("settings")

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ldm_tutor.cli.files import check_folder, check_out
-from ldm_tutor.cli.options import AnyWeights, Ema, Preset, TokenizerPlace, weights_folder
+from ldm_tutor.cli.options import (
+    SINGLE_FILE,
+    AnyWeights,
+    Ema,
+    Preset,
+    TokenizerPlace,
+    check_single_file,
+    weights_folder,
+)
 from ldm_tutor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +48,7 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that was exported to this place before.")
     ] = False,
-    preset: Preset = "sd_v1",
+    preset: Preset = SINGLE_FILE,
     tokenizer: TokenizerPlace = None,
     ema: Ema = None,
 ) -> None:
@@ -80,6 +88,7 @@ def export(
         wrap=_bar,
     )
     _report(folder, f"{source} as a folder of {form}", dtype)
+    print(f"open it with diffusers: StableDiffusionPipeline.from_pretrained({str(folder)!r})")
 
 
 def _report(place: Path, what: str, dtype: str) -> None:
@@ -144,6 +153,7 @@ def _open(
     from ldm_tutor.weights.shipped import resolve
     from ldm_tutor.weights.sources import is_foreign
 
+    check_single_file(weights, preset, tokenizer, ema)
     foreign = weights is not None and is_foreign(weights)
     source = Path(weights).expanduser() if foreign and weights is not None else resolve(weights_folder(weights))
     if form == "compvis":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 PROGRAM = "ldm-tutor"
+SINGLE_FILE = "sd_v1"  # what one file with a whole model holds, unless --preset says otherwise
 MAX_SEED = 2**32 - 1  # one 32-bit word per picture: see sampling/noise.py
 
 SamplerName = Literal["dpm++", "ddim", "ddpm", "plms", "euler", "euler-a"]
@@ -120,6 +121,33 @@ def usable_device(name: str) -> torch.device:
             f"--device: this machine cannot compute there ({reason})", given=name, expected="auto, or cpu"
         ) from error
     return device
+
+
+def conditions_folder(place: Path | None, kind: str) -> Path | None:
+    """Return the folder that --conditions means: the folder itself, or the one of the condition's file."""
+    if place is None or not place.expanduser().is_file():
+        return place
+    place = place.expanduser()
+    if place.name != f"{kind}.safetensors":
+        raise WeightsError(
+            "--conditions: a file stands for its folder, and a condition's file has a fixed name",
+            given=place.name,
+            expected=f"{kind}.safetensors, or the folder",
+        )
+    return place.parent
+
+
+def check_single_file(place: Path | None, preset: str, tokenizer: Path | None, ema: bool | None) -> None:
+    """Refuse --preset, --tokenizer and --ema beside a model that knows these itself: they would do nothing."""
+    from ldm_tutor.weights.sources import is_foreign
+
+    place = None if place is None else place.expanduser()
+    if place is not None and (not place.exists() or (place.is_file() and is_foreign(place))):
+        return
+    given = {"--preset": preset != SINGLE_FILE, "--tokenizer": tokenizer is not None, "--ema": ema is not None}
+    for option in (name for name, there in given.items() if there):
+        told = "it goes with one file that holds a whole model: --weights FILE.safetensors or FILE.ckpt."
+        raise typer.BadParameter(told, param_hint=f"'{option}'")
 
 
 def weights_folder(place: Path | None) -> Path | None:
