@@ -77,7 +77,7 @@ def stacked_figure(values: Mapping[str, Mapping[str, float]], unit: str, title: 
             for name, width in zip(values, widths, strict=True):
                 start[name] += width
         axes.invert_yaxis()
-        axes.set(xlabel=unit, title=title)
+        axes.set(xlabel=unit, title=title, xlim=(0, 1.04 * max(start.values())))
         axes.grid(axis="y", visible=False)
         axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -109,18 +109,22 @@ def traces_figure(works: Mapping[str, Work]) -> Figure:
 
 
 def seconds_figure(predicted: Mapping[str, float], measured: Mapping[str, float]) -> Figure:
-    """Draw predicted and measured seconds as pairs of bars on a logarithmic axis."""
+    """Draw predicted and measured seconds as pairs of marks on a logarithmic axis, on which a bar has no foot."""
     names = list(predicted)
     with figure_style():
         figure, axes = plt.subplots(figsize=(7, 2.6))
-        for shift, hatch, values in ((-0.2, "", predicted), (0.2, "//", measured)):
-            label = "measured" if hatch else "predicted"
-            places = [k + shift for k in range(len(names))]
-            axes.barh(places, [values[name] for name in names], 0.36, hatch=hatch, label=label)
+        for label, mark, values in (("predicted", "o", predicted), ("measured", "s", measured)):
+            axes.plot([values[name] for name in names], range(len(names)), mark, markersize=8, label=label)
+        for place, name in enumerate(names):
+            for value, align in zip(sorted([predicted[name], measured[name]]), ("right", "left"), strict=True):
+                axes.annotate(
+                    f"{value:.2g} s", (value, place), (9 if align == "left" else -9, 0), textcoords="offset points",
+                    ha=align, va="center", fontsize=9,
+                )  # fmt: skip
+        low, high = (pick([*predicted.values(), *measured.values()]) for pick in (min, max))
         axes.set_yticks(range(len(names)), names)
-        axes.set(xlabel="seconds", xscale="log")
-        axes.invert_yaxis()
-        axes.legend()
+        axes.set(xlabel="seconds", xscale="log", xlim=(low / 2.5, high * 2.5), ylim=(len(names) - 0.5, -0.5))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
