@@ -178,7 +178,8 @@ odd = [name for name, equal in same.items() if not equal]
 pairs = [each for name in odd for each in (mine[my_names.index(name)], whole.pictures[place[name]])]
 titles = [title for name in odd for title in (f"{name}: mine", "the package's")]
 ALT = "Pairs of robots: the 16-bit one is white in mine, the turned one lies on its side; the package's are right."
-show(picture_grid([each.permute(1, 2, 0).numpy() for each in pairs], titles, columns=len(pairs), scale=2), alt=ALT)
+framed = [np.pad(each.permute(1, 2, 0), ((1, 1), (1, 1), (0, 0)), constant_values=160) for each in pairs]
+show(picture_grid(framed, titles, columns=len(pairs), scale=2), alt=ALT)
 print("not equal:", sorted(odd))
 
 # %% [markdown]
@@ -205,15 +206,16 @@ print("good:", len(found.data), "| with a caption:", found.num_captioned, "| wor
 print("copies:", sum(len(names) - 1 for names in found.same_picture), "| too long:", len(found.too_long))
 
 # %% [markdown]
-# Read it from the bottom. **Copies** teach the same picture twice as hard, and they are where models memorise first.
-# **Repeated captions** are natural here: 36 sentences for all these robots. They will matter in step 3. A caption that
-# is **too long** for the text encoder loses its end. And a **contact sheet** finds what no count finds:
+# The upper half is left out or lacks something. The lower half is whole, and worth knowing. **Copies** teach the same
+# picture twice as hard, and they are where models memorise first. **Repeated captions** are natural here: 36 sentences
+# for all these robots. They will matter in step 3. A caption that is **too long** for the text encoder loses its end.
+# And a **contact sheet** finds what no count finds. Here are the first and the last pictures by name, and some between:
 
 # %%
-spread = [round(k * (len(whole) - 1) / 23) for k in range(24)]
+spread = sorted({*range(6), *(round(k * (len(whole) - 1) / 11) for k in range(12)), *range(len(whole))[-6:]})
 sheet = [whole.pictures[k].permute(1, 2, 0).numpy() for k in spread]
-ALT = "24 pictures, spread over the folder: robots in four colours, some grey, one of them a blur of five pixels."
-show(picture_grid(sheet, columns=12, scale=1), alt=ALT)
+ALT = "22 pictures of the folder: robots in four colours, two of them grey, one a blur of five pixels."
+show(picture_grid(sheet, columns=11, scale=1), alt=ALT)
 figure, axes = plt.subplots(figsize=(6, 2.4))
 axes.hist(found.token_lengths, bins=range(0, 60, 2), color="C0")
 axes.axvline(30, color="C1")
@@ -302,8 +304,8 @@ print({name: f"{value:.1f} dB" for name, value in decibels.items()})
 
 # %% [markdown]
 # A network that has learned to fold *something* needs seconds to fold your pictures, since edges and flat areas are the
-# same everywhere. From nothing you would wait minutes for the same. (A few hundred pictures are also too few to train
-# an autoencoder from nothing and keep it honest; fine-tuned, it is still close on pictures that it has not seen.)
+# same everywhere. The one from nothing has spent the same seconds on a blur. And fine-tuned, it is close on pictures
+# that it has not seen, though it has seen little more than a hundred.
 #
 # > **Careful.** If you have a U-Net already and only want sharper pictures, do not touch the encoder: its latents are
 # > what the U-Net knows. `--decoder-only` trains the other half.
@@ -382,12 +384,11 @@ def clashes(size):
     return size - len({data.captions[k] for k in chosen})
 
 
-wrong = [sum(clashes(size) for _ in range(200)) / 200 for size in (8, 16, 32)]
-show(
-    bars(["8", "16", "32"], wrong, title="pictures whose caption is in the batch already", form="{:.1f}"),
-    alt="Bars: of 8 pictures nearly one clashes, of 16 about three, of 32 more than ten.",
-)
-print("in a batch of 32, on average more than a quarter:", wrong[-1] > 8)
+wrong = {f"batch of {size}": sum(clashes(size) for _ in range(200)) / 200 for size in (8, 16, 32)}
+TITLE = "pictures whose caption is in the batch already"
+ALT = "Bars: of 8 pictures nearly one clashes, of 16 about three, of 32 about ten."
+show(bars(list(wrong), list(wrong.values()), title=TITLE, form="{:.1f}"), alt=ALT)
+print("in a batch of 32, on average more than a quarter:", wrong["batch of 32"] > 8)
 
 # %% [markdown]
 # So each batch takes every caption once at most: shuffle the pictures, take the first of each caption. `ClipStage` does
@@ -423,6 +424,8 @@ places = (likeness > own[:, None]).sum(dim=1) + 1
 figure, axes = plt.subplots(figsize=(7, 3.4))
 axes.imshow(likeness[likeness.argmax(dim=1).argsort()], aspect="auto")
 axes.set(xlabel=f"{len(sentences)} sentences, in alphabetical order", ylabel="held-out pictures, sorted")
+if not MY_FOLDER:
+    axes.set_xticks(range(4, 36, 9), sorted(COLORS))  # nine sentences begin with each colour
 axes.grid(visible=False)
 show(figure, alt="Likeness of held-out pictures and sentences: blocks of colour along a rough diagonal.")
 print("the right one of 36 is among the first six for at least half:", bool((places <= 6).float().mean() >= 0.5))
@@ -431,9 +434,10 @@ print("the right one of 36 is among the first six for at least half:", bool((pla
 print(f"in the first place for {sum(hits)} of {len(hits)}, half of them in place {int(places.median())} or before")
 
 # %% [markdown]
-# Chance would be one in six. In a terminal: `ldm-tutor train clip --data FOLDER`. Do you need a CLIP at all? The
-# paper's own text-to-image model trains a text encoder *along with* the U-Net. A CLIP of its own gives you two things
-# more: the same vectors for every U-Net that you try, and eyes with which to measure in step 5.
+# Yellow is alike, dark is unlike: the colours are told apart, the eyes hardly. Among the first six of 36 chance would
+# put one in six. In a terminal: `ldm-tutor train clip --data FOLDER`. Do you need a CLIP at all? The paper's own
+# text-to-image model trains a text encoder *along with* the U-Net. A CLIP of its own gives you two things more: the
+# same vectors for every U-Net that you try, and eyes with which to measure in step 5.
 #
 # ## Step 4: the U-Net, live
 #
@@ -679,10 +683,9 @@ show(
     picture_grid(pictures["drawn"], emoji["names"], columns=8, scale=2),
     alt="29 emoji drawn from their names by the model of the long run.",
 )
-ask_nearest = emoji["nearest"]
-print(f"nearest training picture has the right name: {ask_nearest['right_name']['value']:.0%} of {emoji['num_names']}")
-print(f"distance to it {ask_nearest['distance']:.2f}, between training pictures", end=" ")
-print(f"{ask_nearest['distance_between_training_pictures']:.2f}")
+near_it, apart = emoji["nearest"], emoji["nearest"]["distance_between_training_pictures"]
+print(f"nearest training picture has the right name: {near_it['right_name']['value']:.0%} of {emoji['num_names']}")
+print(f"distance to it {near_it['distance']:.2f}, between training pictures {apart:.2f}")
 print("PSNR in dB:", {name: round(value, 1) for name, value in emoji["psnr"].items()})
 
 # %%
@@ -690,8 +693,8 @@ logs = kit.load_logs()
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.6))
 for axis, (stage, value) in zip(axes, (("autoencoder", "l1"), ("denoiser", "loss")), strict=True):
     axis.plot(*logs[stage, value], "o-")
-    axis.set(xlabel="step", title=f"{stage}: {value}", ylim=(0, None))
-show(figure, alt="Both losses fall steeply at first and then slowly.")
+    axis.set(xlabel="step of the second sitting", title=f"{stage}: {value}", ylim=(0, 1.1 * max(logs[stage, value][1])))
+show(figure, alt="In the second sitting the autoencoder's L1 falls by a fifth, the denoiser's loss by two fifths.")
 for stage, told_of in emoji["trainings"].items():
     print(f"{stage}: {told_of['steps']} steps, {told_of['samples']:,} pictures, {told_of['seconds'] / 60:.0f} minutes")
 
@@ -718,9 +721,10 @@ show(
 
 # %% [markdown]
 # These names are new combinations of words that CLIP has seen ("green apple" alone was seen as it is, for comparison).
-# The colour of the word arrives each time. The shape does not: a green banana comes out as a green apple, a red pear as
-# a red one, a red bear as an apple too. That is the price of knowing by heart. "cat" without its "face" still gives the
-# cat. A model of few pictures learns what its words have in common long before it learns to combine them.
+# A green banana comes out as the green apple, and so do a green strawberry and a green cat; a red pear, a red lemon and
+# a red bear as the red one. That is the price of knowing by heart: there was one picture whose name has "green", so
+# "green" means that picture. "cat" without its "face" still gives the cat. With few pictures a model learns which
+# picture a word belongs to, long before it learns what the word means.
 #
 # ## In the paper, and at full size
 #
@@ -833,8 +837,8 @@ solution("your_own_pictures.copied")
 #
 # - Look at all the data before any of it is trained on. Name what is broken, leave it out, use the rest.
 # - The dangerous faults are silent: a 16-bit picture, a photo that lies on its side, a caption of another picture.
-# - Fine-tune the autoencoder; it needs seconds where one from nothing needs minutes. Then measure the scale factor
-#   again: it belongs to the weights.
+# - Fine-tune the autoencoder: seconds are enough where one from nothing still draws a blur. Then measure the scale
+#   factor again: it belongs to the weights.
 # - Your words need a tokenizer and a text encoder of their own. In a contrastive batch, each caption stands once.
 # - Without a judge you have held-out loss, FID with your CLIP's features, the CLIP score, and the nearest training
 #   picture. Only the last one sees a copy.

@@ -129,17 +129,19 @@ EXERCISES = (
         kind="fill in",
         difficulty=2,
         minutes=8,
-        task="Write my_nearest(made, train): for each drawn picture of `made`, (n, 3, H, W), the number of the "
-        "training picture in `train`, (m, 3, H, W), that is nearest to it, by squared differences over all pixels.",
+        task="Write my_nearest(made, train_set): for each drawn picture of `made`, (n, 3, H, W), the number of the "
+        "training picture in `train_set`, (m, 3, H, W), that is nearest to it, by squared differences over all pixels.",
         hints=(
             "Which table has a row for each drawn picture and a column for each training picture?",
             "Flatten the pictures to rows; torch.cdist gives all distances; the smallest of each row has the number.",
-            "def my_nearest(made, train):\n    table = torch.cdist(made.flatten(1), ...)\n    return table....(dim=1)",
+            "def my_nearest(made, train_set):\n"
+            "    table = torch.cdist(made.flatten(1), ...)\n"
+            "    return table....(dim=1)",
         ),
         solution="import torch\n"
         "\n"
-        "def answer(made, train):\n"
-        "    return torch.cdist(made.flatten(1), train.flatten(1)).argmin(dim=1)",
+        "def answer(made, train_set):\n"
+        "    return torch.cdist(made.flatten(1), train_set.flatten(1)).argmin(dim=1)",
         judge=judges.judge_nearest,
     ),
     Exercise(
@@ -154,15 +156,15 @@ EXERCISES = (
         hints=(
             "How near is a new robot to the nearest of 60 others, and how near would a copy be?",
             "Use `nearest` from this lesson, print the distances in order, and look for a gap. Then look at the pairs.",
-            "made, train = suspects()\n"
-            "index, distance = nearest(made, train)\n"
+            "made, train_set = suspects()\n"
+            "near, distance = nearest(made, train_set)\n"
             "answer = [k for k, far in enumerate(distance.tolist()) if far < ...]",
         ),
         solution="from ldm_tutor.lessons.lesson_14_robots import suspects\n"
         "from ldm_tutor.metrics.nearest import nearest\n"
         "\n"
-        "made, train = suspects()\n"
-        "index, distance = nearest(made, train)\n"
+        "made, train_set = suspects()\n"
+        "near, distance = nearest(made, train_set)\n"
         "order = distance.sort().values\n"
         "gap = int((order[1:] - order[:-1]).argmax())\n"
         "answer = [k for k, far in enumerate(distance.tolist()) if far <= float(order[gap])]",

@@ -96,7 +96,10 @@ _BAD = [2, 3, 6]  # lines counted from 1; the empty one is none
 def judge_rows(my_rows: Any) -> Verdict:
     """Judge a function bytes -> (rows, numbers of broken lines)."""
     for raw in (b"\n".join(_TABLE) + b"\n", b"\r\n".join(_TABLE)):
-        result = _called(my_rows, "my_rows(raw)", raw)
+        try:
+            result = _called(my_rows, "my_rows(raw)", raw)
+        except UnicodeDecodeError:
+            return look_again("a line that is not UTF-8 stops you: split into lines first, then decode each in a `try`")
         if isinstance(result, Verdict):
             return result
         if not isinstance(result, (tuple, list)) or len(result) != 2:
@@ -126,6 +129,8 @@ def _rows_verdict(rows: Any, bad: Any) -> Verdict | None:
         return look_again(f"expected the rows of a.png and café.png, yours are {len(found)} rows")
     if numbers == [n - 1 for n in _BAD]:
         return look_again("count lines from 1, as every editor does")
+    if numbers == [2, 3, 5]:
+        return look_again("line 6 has the number 5 with you: number the lines first, then skip the empty ones")
     if 5 in numbers:
         return look_again("line 5 is empty, and that is no fault: skip it without a word")
     if not numbers:
@@ -150,6 +155,8 @@ _SCALE: Slips = (
     (lambda m, v: 1 / (m.var() + v.exp().square().mean()).sqrt(),
      "one fault is left: logvar is the logarithm of the variance, so sigma is (logvar / 2).exp()"),
     (_drawn_std, "one fault is left: that is the latents' standard deviation; the scale factor undoes it"),
+    (lambda m, v: 1 / (m.var() + (v / 2).square().mean()).sqrt(),
+     "logvar / 2 is the logarithm of sigma: its exp() is missing"),
     (lambda m, v: 1 / m.std(), "the latents are drawn: mean + sigma * noise; you left the noise out"),
     (lambda m, v: 1 / _drawn_std(m, v).square(), "1 over the variance: the factor multiplies numbers, so it is 1 over "
      "their standard deviation"),
@@ -161,7 +168,7 @@ _SCALE: Slips = (
 
 def judge_scale(my_scale: Any) -> Verdict:
     """Judge a function (mean, logvar) -> 1 / standard deviation of the drawn latents."""
-    for seed, spread, cloud in ((1, 4.0, 0.5), (2, 0.7, -0.5)):
+    for seed, spread, cloud in ((1, 0.7, 0.5), (2, 4.0, -0.5)):
         mean = spread * _random(60, 4, 16, 16, seed=seed) + 1.5
         logvar = cloud + 0.2 * _random(60, 4, 16, 16, seed=seed + 10)
         result = _called(my_scale, "my_scale(mean, logvar)", mean, logvar)
@@ -177,6 +184,8 @@ def judge_scale(my_scale: Any) -> Verdict:
 
 
 def _scale_slip(got: float, right: float, mean: Tensor, logvar: Tensor) -> str:
+    if got != got:
+        return "not a number: logvar is a logarithm, and may be negative; sigma is (logvar / 2).exp()"
     for slip, reason in _SCALE:
         value = float(slip(mean, logvar))
         if abs(got - value) <= 0.01 * abs(value) and abs(value - right) > 0.01 * right:
@@ -225,9 +234,11 @@ _NEAREST: tuple[tuple[Callable[[Tensor, Tensor], Iterable[int]], str], ...] = (
     (lambda made, train: (made.flatten(1) @ train.flatten(1).T).argmax(dim=1).tolist(),
      "the largest product is not the nearest: a bright picture has a large product with everything"),
     (lambda made, train: (made.flatten(1).mean(1)[:, None] - train.flatten(1).mean(1)).abs().argmin(dim=1).tolist(),
-     "you compare the pictures' means: subtract pixel by pixel, then take the size of the difference"),
-    (lambda made, train: (made[:, None] - train).flatten(2).mean(2).abs().argmin(dim=1).tolist(),
-     "differences of both signs cancel: square them, or take their size, before the mean"),
+     "you compare the pictures' means, or differences of both signs cancel: subtract pixel by pixel, then square"),
+    (lambda made, train: torch.cdist(made.mean((2, 3)), train.mean((2, 3))).argmin(dim=1).tolist(),
+     "you compare mean colours: subtract pixel by pixel, then square"),
+    (lambda made, train: torch.cdist(made.flatten(1), train.flatten(1), p=1).argmin(dim=1).tolist(),
+     "you add up the sizes of the differences: square them first, so that one large one counts more than many small"),
 )  # fmt: skip
 
 
@@ -237,6 +248,9 @@ def judge_nearest(my_nearest: Any) -> Verdict:
         train = _random(m, 3, 8, 8, seed=seed) + bright * _random(m, 1, 1, 1, seed=seed + 1)
         order = torch.randperm(m, generator=torch.Generator().manual_seed(seed))[:n]
         made = train[order] + 0.3 * _random(n, 3, 8, 8, seed=seed + 2)
+        patched = made[:3].clone()  # beside a picture that is 0.3 off everywhere one that is far off in four pixels
+        patched[:, :, :2, :2] += 2.0
+        train = torch.cat([patched, train, made[:3] + 0.3])
         result = _called(my_nearest, "my_nearest(made, train)", made, train)
         if isinstance(result, Verdict):
             return result
