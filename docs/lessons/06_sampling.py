@@ -198,6 +198,7 @@ for t in range(999, -1, -1):
 there = x[x > 0]
 print(f"right lump: share {len(there) / len(x):.1f}, mean {there.mean():.1f}, spread {there.std():.2f}")
 figure, axes = plt.subplots(figsize=(5.6, 2.2))
+axes.set(xlabel="x", ylabel="how many")
 axes.hist([x, torch.tensor(LUMPS).repeat(5000) + SPREAD * normal(10_000, seed=4)], 60, label=["drawn", "of this world"])
 axes.legend()
 show(figure, alt="Two histograms side by side, drawn numbers and numbers of this world: the same lumps at -1 and 1.")
@@ -518,20 +519,23 @@ short = {(name, n): run(name, n) for name in ("ddim", "dpm++") for n in (4, 8, 1
 near = {key: psnr(each, target) for key, each in short.items()}
 gains = [float(near[name, 16].median() - near[name, 4].median()) for name in ("ddim", "dpm++")]
 print("from 4 to 16 steps, both come more than 3 dB nearer:", min(gains) > 3)
-titles = [f"{name} {n}, {float(each.median()):.0f} dB" for (name, n), each in near.items()]
-rows = [*list(short.values())[:3], target, *list(short.values())[3:], target]
-alt = "Two rows, DDIM and DPM-Solver++ with 4, 8 and 16 steps: both come ever closer to the run of 64 steps."
-look([each[:1] for each in rows], [*titles[:3], "64 steps", *titles[3:], "64 steps"], 4, alt)
+views, titles = [], []
+for k, name in ((2, "ddim"), (2, "dpm++"), (0, "ddim"), (0, "dpm++")):  # the ball, then the car
+    views += [*(short[name, n][k : k + 1] for n in (4, 8, 16)), target[k : k + 1]]
+    titles += [*(f"{name} {n}, {float(near[name, n][k]):.0f} dB" for n in (4, 8, 16)), "64 steps"]
+alt = "A ball, by DDIM and by DPM-Solver++ with 4, 8, 16 and 64 steps, early close; a car, missing in the short runs."
+look(views, titles, 4, alt)
 
 # %% tags=["nbval-ignore-output"]
 for (name, n), each in near.items():
     print(f"{name:6} {n:2} steps, dB per picture:", [round(value) for value in each.tolist()])
 
 # %% [markdown]
-# The titles give the median of six pictures, and not the mean. The reason: now and then a short run takes another
-# turning than the long one, and draws the car elsewhere. In the last cell you know such a picture by decibels that
-# stay low however many steps it gets. It is not worse for that. Two lumps show why: near the middle, ways that start
-# side by side end far apart. So "near the exact solution" and "a good picture" are two questions.
+# The ball is there early, and comes nearer with every doubling. The car is the other case: now and then a short run
+# takes another turning than the long one, here towards a beach without a car. In the last cell you know such a picture
+# by decibels that stay low for long. Two lumps show why: near the middle, ways that start side by side end far apart.
+# Elsewhere the other turning is a good picture too. So "near the exact solution" and "a good picture" are two
+# questions.
 #
 # ## Step 8: quality against steps
 #
@@ -561,8 +565,8 @@ print(quality_table(figures))
 
 # %% [markdown]
 # Read it with care. The interval behind each share is wide, as the last cell shows: with this many pictures, a
-# difference of a tenth may be luck. The distance has a worse flaw. Few pictures push it up, so much that *real*
-# scenes are far from real scenes. That grey line is the floor, and only the distance above it means something; never
+# difference of a tenth may be luck. The distance has a worse flaw. Few pictures push it up, so much that *real* scenes
+# are far from real scenes. The lower grey line is the floor, and only the distance above it means something; never
 # compare such a number with one from a paper, which took tens of thousands of pictures and other features. What the
 # figure does say: the gain from more steps is at the beginning of the curve. After that you pay and get next to
 # nothing.
@@ -666,7 +670,7 @@ print("ten times the steps, more than 10 dB:", back[50] > back[5] + 10)
 
 # %% [markdown]
 # > **Check.** DDIM is invertible, up to the size of its steps. Ten times the steps are 20 dB at first order; look how
-# > near the curve comes to that.
+# > near the titles come to that.
 #
 # The noise that you found is a hidden copy of the picture: same sentence, same sampler, same picture. Change a word
 # on the way down, and you edit a picture that you did not draw. Lesson 09 does.
@@ -718,8 +722,8 @@ look(broken, FAULTS, 4, "A car on a beach, without a fault and with three; where
 #
 # Who says that a run has to begin with noise? Noise a picture half way, and begin there: the coarse things are left
 # and pull the drawing, the fine things are new. *Strength* is the share of the steps that run. Strength 0 keeps the
-# picture, strength 1 forgets it (lesson 04 told you what is gone at each time). You write its start in an exercise;
-# `Pipeline.redraw` has the rest:
+# picture, strength 1 forgets it (lesson 04 told you what is gone at each time). In between, neither may win. You write
+# its start in an exercise; `Pipeline.redraw` has the rest:
 
 # %%
 strengths = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)

@@ -87,7 +87,7 @@ ALT = "Above, four drawn sources; below, the sentences with one word changed and
 show(picture_grid([*before, *again], [*sources, *targets], columns=4, scale=2), alt=ALT)
 
 # %% [markdown]
-# Sometimes it works. In others the new thing stands elsewhere, has another size, or comes twice, though the sentence
+# Sometimes it works. Sometimes the new thing stands elsewhere, has another size, or comes twice, though the sentence
 # speaks of one. To put a number on "everything else", compare the pixels *outside* the thing that should change. The
 # judge (lesson 00) finds its box in the source and in the result; what lies outside both is the background. Its
 # error is told in decibels, as in lesson 04: 6 dB more is half the error.
@@ -284,10 +284,10 @@ print("boat to house, the judge sees a house with nothing taken over:", sees[1][
 
 # %% [markdown]
 # The first row is how it should be: from the first fifth of the steps on, there is one rocket, in the house's place.
-# The second row is the failure. With the boat's maps, the house is squeezed into a sliver, and then it is gone, while
-# the background is kept beautifully. A high PSNR is easy for a picture with nothing in it, so never report it alone:
-# ask whether the new thing is there. In the third row the car stays where the new sentence wants it, whatever you
-# inject, and at 100% it loses its colour.
+# The second row is the failure. With the boat's maps, the house is squeezed into a sliver, and then it is gone. The
+# curve does not warn you: the empty picture at 100% has more decibels than the fine rocket at 80%. So never report
+# them alone: ask whether the new thing is there. In the third row the car stays where the new sentence wants it,
+# whatever you inject, and at 100% it loses its colour.
 #
 # Why is the third row so stubborn? Our U-Net attends on grids of 8 x 8 and 4 x 4; its convolutions, which no tap
 # touches, run on 16 x 16 as well. And every later token has heard the word *car* (lesson 07). A map decides which
@@ -384,7 +384,7 @@ print("tokens of the first that keep their own map:", added.new.nonzero().flatte
 # > **Careful.** What holds the old picture also holds the new word back. Where a word changes everything, such as *at
 # > night*, strong injection refuses it. So the package takes over less for refinements than for swaps, and blends
 # > nothing: `REFINE` and `SWAP` in `ldm_tutor.attention_maps.plan` are the two settings, and in the studio below you
-# > can try others.
+# > can try others. The first row shows the price: the house moves as it grows, almost as with the seed alone.
 #
 # ## Step 4: louder and softer
 #
@@ -446,7 +446,7 @@ print("in the text tower too, blue at 0:", curves["text tower too"][1] > 0.5)
 
 # %% [markdown]
 # A colour in this world is there or not, so the curve is a step rather than a ramp, and beyond 1 there is little left
-# to gain. Too much pulls the context where no sentence has ever been: at 3 there is hardly a bicycle left to be blue.
+# to gain. Too much pulls the context where no sentence has ever been: at 3 there is no bicycle left to be blue.
 #
 # ## Step 5: ignore a word
 #
@@ -474,7 +474,8 @@ print("pictures with the colour, of 4: ignored in the U-Net", with_color(made[::
 print("fewer where the text tower ignores it too:", with_color(made[1::2]) < with_color(made[::2]))
 
 # %% [markdown]
-# Thing, place and background stay. The colour is now the model's own choice.
+# Place and background stay, and what the thing is; the car and the cat are drawn anew, and not better. The colour is
+# now the model's own choice.
 #
 # ## Step 6: local blend
 #
@@ -511,8 +512,8 @@ print("background in dB: same seed {:.0f}, injection {:.0f}, with local blend {:
 # What the mask does not cover *is* the source, latent for latent. What differs there comes from the decoder, which
 # looks a little beyond each latent.
 #
-# > **Careful.** A higher threshold keeps more decibels, and cuts the tip off the rocket. The number likes it. Look at
-# > the pictures before you believe a number.
+# > **Careful.** The blend has cut the tip off the rocket, and the number likes it. A higher threshold keeps more
+# > decibels and cuts deeper. Look at the pictures before you believe a number.
 #
 # > **Check.** From here on this is `ldm_tutor.attention_maps.blend.LocalBlend`; `Injection(threshold=None)` turns it
 # > off.
@@ -548,9 +549,9 @@ for key in ("new_object", "rest_kept"):
         print(f"{key:11} {name:18} {figures[f'swap{way}_{key}']['value']:.2f} of {figures[f'swap{way}_{key}']['num']}")
 
 # %% [markdown]
-# Compare the bars. The maps alone save little of the background here; the local blend saves much. And where the
-# sentence names the place, the same seed does better on its own, but not as much better as one might think: the place
-# is fixed then, the rest of the scene is not.
+# Compare the bars. The maps alone save little of the background here; the local blend saves much. Where the
+# sentence names the place, you would expect the same seed to do well on its own. It does hardly better: the place of
+# the thing is fixed then, the rest of the scene is not.
 #
 # These are 16 swaps, and the intervals are wide. Here are 60 swaps and 120 of each other kind of edit, measured as the
 # command below does it and kept with the course:
@@ -568,7 +569,8 @@ for key in keys:
 
 # %% [markdown]
 # Read the failures too. What an edit keeps cannot be more than what the source had: of those sources that showed all
-# of their sentence, most keep it. A refinement by injection shows its new word *less* often than drawing again does;
+# of their sentence, most keep it. Drawing again names as many things right as any edit does; what the edit wins is the
+# background's pixels. A refinement by injection shows its new word *less* often than drawing again does;
 # that is its price for keeping the picture. A colour that only the U-Net ignores stays. And a
 # *background* that the text tower ignores too stays as well, because the maps of the source still hold it; drawn freely
 # (`free`, nothing taken over), it goes.
@@ -758,7 +760,7 @@ solution("prompt_editing.take_over")
 # %% [markdown]
 # ## Recap
 #
-# - The same seed keeps the scene where the sentence names the place, and often not where it does not.
+# - The same seed keeps the place where the sentence names it, and often not where it does not.
 # - Source and target are drawn in one batch, from one noise. The target takes the source's maps and reads its own
 #   words through them.
 # - Cross-attention says which word is where; self-attention holds the layout. The first steps decide.
@@ -771,7 +773,7 @@ solution("prompt_editing.take_over")
 # - *Two noises.* Every row of the batch must start from the same one.
 # - *Editing the rows without the sentence.* Guidance then pulls against itself.
 # - *An edit that silently does nothing*, because the tap was never attached. Print the number of layers.
-# - *Judging on sentences that name the place.* The seed had done the work.
+# - *Judging on sentences that name the place.* The seed has fixed the place already.
 # - *Dividing after re-weighting.* Then a factor on a word that has all the look does nothing.
 # - *Inversion with guidance.* It does not come back.
 #

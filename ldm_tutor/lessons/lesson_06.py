@@ -111,7 +111,7 @@ EXERCISES = (
         difficulty=4,
         minutes=15,
         task=f"Choose {GRID_STEPS} time steps, falling, the first 999, for which DPM-Solver++(2M) misses the exact end "
-        f"by {GRID_ERROR} or less; the even grid misses by more than three times that. grid_error(my_grid) tells you "
+        f"by {GRID_ERROR} or less; the even grid misses by more than five times that. grid_error(my_grid) tells you "
         "the error on Gaussian numbers.",
         hints=(
             "How does the log-SNR run over t, and where does it run fastest?",
