@@ -258,7 +258,7 @@ print("largest gap over all 1,000 steps below 0.05:", bool((walked - formula).ab
 
 # %%
 figure, axes = plt.subplots(figsize=(5.6, 2.8))
-axes.plot(t_axis[::50], walked[::50], "o", label=["mean, walked", "variance, walked"])
+axes.plot(t_axis[::50], walked[::50], "o", color="0.6", label=["walked", "_"])
 plot(axes, t_axis, {"mean, formula": formula[:, 0], "variance, formula": formula[:, 1]}, xlabel="t")
 show(figure, alt="Dots of the walk lie on the formula's curves: the mean falls from 2 to 0.14, variance rises to 1.")
 
@@ -326,8 +326,8 @@ for kind, first, last in [*cases, ("linear", 0.00085, 0.012)]:
 # ## Watch it go
 #
 # Now use it. The first row noises the pixels, the second the latents, seen through the decoder. Below, without the
-# decoder, one of the four channels of the latents themselves. (The small bicycle is a blob at $t = 0$ already. That
-# is not the noise: the autoencoder has no room for its spokes, see lesson 01.)
+# decoder, one of the four channels of the latents themselves, red above 0 and blue below. (The small bicycle is a blob
+# at $t = 0$ already. That is not the noise: the autoencoder has no room for its spokes, see lesson 01.)
 
 
 # %%
@@ -625,13 +625,13 @@ for name, size in {"from the true x_999": (left * d**2 + 1 - left) ** 0.5, "from
     made = draw_brightness(size * noise_like(torch.zeros(20_000), seed=5), d)
     axes.hist(made / root, bins=80, range=(-2.5, 2.5), histtype="step", linewidth=2, label=name)
     print(f"{name}: spread of the brightness is {float(made.std()) / d:.1f} of the data's")
-axes.set(xlabel="brightness of what is drawn", yticks=[])
+axes.set(xlabel="brightness of what is drawn", ylabel="how often", yticks=[])
 axes.legend()
 show(figure, alt="Two histograms of brightness: wide when started from the true x_999, narrow when started from noise.")
 
 # %% [markdown]
 # Started from what training shows, the walk gives back the data's whole spread. Started from pure noise, it keeps
-# about 0.3 of it: no nights, no snow fields, everything in between. The model here is a Gaussian, which real
+# about 0.3 of it: no nights, no snow fields, only what lies between them. The model here is a Gaussian, which real
 # brightness is not. But the effect is known from Stable Diffusion: Lin et al. (2023) found it drawing at medium
 # brightness, and one of their repairs brings the SNR of the last step to zero. In the third exercise you do the same.
 # For our small latents the leak is weaker, as the scatter shows.
@@ -649,12 +649,12 @@ show(figure, alt="Two histograms of brightness: wide when started from the true 
 k = 1 / 0.18215
 print(f"our factor {autoencoder.config.scale_factor:.1f}; theirs forgotten: SNR {float(decibels(k**2)):.1f} dB more")
 panels, titles = [], []
-for name, factor in {"right": 1.0, "5.5 too large": k, "5.5 too small": 1 / k}.items():
+for name, factor in {"right": 1.0, "too large": k, "too small": 1 / k}.items():
     for t in (300, 999):
         panels.append(as_pictures(at(latents * factor, t) / (schedule.alpha_bar[t].sqrt().float() * factor)))
-        titles.append(f"{name}, {t}")
+        titles.append(f"{name}, t = {t}")
 figure = picture_grid([each[0] for each in panels], titles, scale=2)
-show(figure, alt="Right; too large, a shadow of the house to the end; too small, no more than it at 300.")
+show(figure, alt="At t = 300 and 999. Right: a house, none. Too large: a house, a shadow. Too small: hardly a shadow.")
 seen = [shares_right(panels[n]) for n in (1, 3, 0, 4)]
 print("t = 999, more than half of the backgrounds right:", seen[0][2] > 0.5, "| too large:", seen[1][2] > 0.5)
 print("t = 300, more than half of the kinds right:", seen[2][0] > 0.5, "| too small:", seen[3][0] > 0.5)
