@@ -112,6 +112,12 @@ def test_the_command_measures_every_arm_and_goes_on(small):
     figure = study.towers_figure(report)
     assert [axes.get_title() for axes in figure.axes] == ["colour right", "object right", "whole sentence right"]
     assert [line.get_label() for line in figure.axes[0].lines] == list(study.ARMS.values())
+    assert study.strips_figure(report, 2, out).axes[-1].get_title() == "random, frozen"
+    *lines, cost = study.told(report)
+    shares = [report["arms"][arm]["rows"][-1]["color"]["value"] for arm in ARMS]
+    for line, share in zip(lines, shares, strict=True):
+        assert "4 steps: background" in line and f"color {share:.0%}" in line
+    assert "trained along" in cost
     steps, values, intervals = study.curve(report, "along", "color")
     assert steps == [2, 4] and all(low <= value <= high for value, (low, high) in zip(values, intervals, strict=True))
 

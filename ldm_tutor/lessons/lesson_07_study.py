@@ -41,7 +41,7 @@ from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.pipeline import Pipeline, load_pipeline
-from ldm_tutor.plots.figures import figure_style
+from ldm_tutor.plots.figures import figure_style, picture_grid
 from ldm_tutor.shapes import Context, Latents, Pictures, Tensor, Tokens
 from ldm_tutor.training.learner import Learner
 from ldm_tutor.training.loop import Budget, train
@@ -287,8 +287,29 @@ def towers_figure(report: Report, aspects: Sequence[str] = ("color", "object", "
                 (drawn,) = panel.plot(steps, values, line, label=label)
                 panel.fill_between(steps, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
             panel.set(title=titles[aspect], xlabel="training steps", ylim=(0, 1.05))
-        axes[0][0].legend(fontsize=9, loc="upper left")
+        axes[0][-1].legend(fontsize=9, loc="upper left")  # where the curves are low
     return figure
+
+
+def strips_figure(report: Report, number: int = 4, folder: Path | None = None) -> Figure:
+    """Draw a row of pictures per arm, as after its last stop, for the first `number` sentences."""
+    captions = report["settings"]["captions"][:number]
+    first, *others = ARMS.values()
+    titles = [f"{first}: {each}" for each in captions] + [label for label in others for _ in captions]
+    pictures = [each for arm in ARMS for each in load_strip(arm, folder)[:number]]
+    return picture_grid(pictures, titles, columns=number, scale=2)
+
+
+def told(report: Report, aspects: Sequence[str] = ("background", "color", "all")) -> list[str]:
+    """Return a line per arm with its shares after its last stop, and one for what training along costs."""
+    last = {arm: report["arms"][arm]["rows"][-1] for arm in ARMS}
+    lines = []
+    for arm, row in last.items():
+        shares = ", ".join(f"{aspect} {row[aspect]['value']:.0%}" for aspect in aspects)
+        more = row["gap"]["value"] / row["loss"]["value"]
+        lines.append(f"{ARMS[arm]:21} {row['step']} steps: {shares}; a stranger's sentence: {more:.0%} more loss")
+    slower = last["along"]["seconds"] / last["clip"]["seconds"]
+    return [*lines, f"a step of {ARMS['along']!r} takes {slower:.1f} times as long"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
