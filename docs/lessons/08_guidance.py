@@ -624,8 +624,9 @@ for name, each in {"before": before, "after": after}.items():
 # > now drawn as *house, away from that background*. Had you written "a house" into the negative text as well, you would
 # > push the house away together with its background. Name only what should go. The fourth exercise separates the two.
 #
-# Look at the price, too. Many of the houses were missing before, and some pictures have turned dark or odd: at scale 4
-# the push from that background is as strong as the pull to the house. Nothing else was promised.
+# Look at the price, too. Some of the houses were missing before, more are missing now, and some pictures have turned
+# dark or odd: at scale 4 the push from that background is as strong as the pull to the house. Nothing else was
+# promised.
 #
 # ## Only in a part of the steps
 #

@@ -229,9 +229,10 @@ words = sum(pieces["cross-attention"] for pieces in table.values())
 print(f"cross-attention, where the words come in: {words / sum(sums.values()):.0%} of all")
 
 # %% [markdown]
-# (`up.0` is the coarsest level, as it runs first.) The way up is heavier than the way down: it has three blocks per
-# level for two, and each reads a skip besides. The finest levels, at which the picture is largest, hold next to
-# nothing. Width costs parameters, area costs time. You will meet the other side of that in steps 5 and 6.
+# (`up.0` is the coarsest level, as it runs first; `ends` are the first and last layers and the time network.) The way
+# up is heavier than the way down: it has three blocks per level for two, and each reads a skip besides. The finest
+# levels, at which the picture is largest, hold next to nothing. Width costs parameters, area costs time. You will meet
+# the other side of that in steps 5 and 6.
 #
 # ## Step 2: one tensor, two names
 #
@@ -377,8 +378,8 @@ show(
 print("bfloat16: the last block differs by between 0.1% and 10%:", 1e-3 < rough["conv_out"] < 0.1)
 
 # %% [markdown]
-# Points at the bottom are differences of exactly 0: the last bit is the same. (On another machine some may be a few
-# millionths of a percent.)
+# Points at the bottom are differences of exactly 0: the last bit is the same. (On another machine some may be about
+# $10^{-7}$.)
 #
 # > **Check.** From here on, the U-Net and the autoencoder of the reference library and of `ldm_tutor` are one thing.
 # > The tests of the project do the same with the networks at full size.
@@ -551,8 +552,8 @@ show(
 print(f"predicted {predicted / 1e6:.0f} MB, measured {risen['bytes'] / 1e6:.0f} MB")
 
 # %% [markdown]
-# The two agree well. Often the measured rise is larger: kernels borrow memory for themselves, and what has been freed
-# does not go back to the system at once. Plan with a third on top.
+# The two agree well. The measured rise is smaller where the process had free memory left, and larger where kernels
+# borrow some for themselves or what has been freed does not go back to the system at once. Plan with a third on top.
 #
 # ## Step 6: time, predicted and then measured
 #

@@ -239,8 +239,8 @@ _PANELS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
             "drawn": ("drawn.perceptual",),
             "corrected": ("perceptual",),
             "plain,\ncorrected": ("untrained.perceptual",),
-            "degraded,\nbicubic": ("degraded.perceptual_bicubic",),
-            "degraded,\ndrawn": ("degraded.perceptual",),
+            "poor,\nbicubic": ("degraded.perceptual_bicubic",),
+            "poor,\ndrawn": ("degraded.perceptual",),
         },
     ),
 )
