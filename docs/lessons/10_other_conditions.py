@@ -439,9 +439,10 @@ show(picture_grid(panels, ["one box"] * 4 + ["two boxes"] * 4 + TOLD, columns=4,
 
 # %% [markdown]
 # Look closely. One box is kept. Of two boxes most are, but in the second layout house and cat have exchanged places,
-# and in one picture with a sentence so have tree and boat. Their boxes have nearly the same shape, so only the *order*
-# of the tokens says which is whose. That is binding again: each token knows its neighbours, but the U-Net has to
-# learn to read it from them, and that comes last in training. The sentences add colours and backgrounds, and say no place.
+# and in one picture with a sentence so have tree and boat. Their boxes have nearly the same shape, so only the
+# *order* of the tokens says which is whose. That is binding again: each token knows its neighbours, but the U-Net has
+# to learn to read it from them, and that comes last in training. The sentences add colours and backgrounds, and say
+# no place.
 #
 # Now with a number. **IoU** is what two boxes share, divided by what they cover together. The drawn box comes from the
 # judge. Before you trust it, try it on painted scenes, whose boxes you know:
