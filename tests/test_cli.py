@@ -217,7 +217,7 @@ def test_draw_puts_pictures_side_by_side(cli, model, tmp_path):
     picture = Image.open(tmp_path / "picture.png")
     assert (picture.format, picture.size) == ("PNG", (2 * (3 * 64 + 2 * files.GAP), 2 * 64))
     assert picture.text["Description"] == "a red cat at night"
-    assert "seeds 7 to 9, 2 steps of dpm++, guidance 4" in picture.text["Comment"]
+    assert "seeds 7 to 9, 2 steps of ddpm, guidance 2" in picture.text["Comment"]
     assert listing(tmp_path) == ["picture.png"]
 
     one = cli("draw", "a red cat at night", "--seed", 8, "--steps", 2, "--num", 1, "--weights", model, "--out", "b.png")
@@ -234,7 +234,7 @@ def test_draw_takes_every_setting(cli, model, tmp_path):
     sentence = ("draw", "a red cat", "--steps", 2, "--num", 1, "--scale", 1, "--weights", model)
     pictures = []
     for number, more in enumerate(
-        ([], ["--guidance", 1], ["--negative", "a blue dog"], ["--negative", " "], ["--sampler", "ddpm"], ["--seed", 1])
+        ([], ["--guidance", 1], ["--negative", "a blue dog"], ["--negative", " "], ["--sampler", "ddim"], ["--seed", 1])
     ):
         out = tmp_path / f"{number}.PNG"
         assert cli(*sentence, *more, "--out", out).code == 0

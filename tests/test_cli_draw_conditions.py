@@ -7,7 +7,7 @@ from test_cli import assert_refused, cli, listing  # noqa: F401
 from tiny import make_pipeline, save_folder
 from tiny_steered import make_steered, save_conditions
 
-from ldm_tutor.cli.draw_conditions import GUIDANCE, KIND_OF, OPTIONS, read_boxes
+from ldm_tutor.cli.draw_conditions import KIND_OF, OPTIONS, USUAL, read_boxes
 from ldm_tutor.config import CONDITIONS
 from ldm_tutor.data.boxes import Box
 from ldm_tutor.data.picture_files import open_mask, open_picture
@@ -303,7 +303,7 @@ def test_unknown_words_are_named_beside_boxes_too(cli, places):  # noqa: F811
 
 
 def test_the_names_are_those_of_the_package():
-    assert set(GUIDANCE) == {None, *OPTIONS} and set(KIND_OF.values()) <= set(CONDITIONS)
+    assert set(USUAL) == set(OPTIONS) and set(KIND_OF.values()) <= set(CONDITIONS)
     assert read_boxes(" CAT 0 0 1 1 \n tree 0,0,.5,.5;") == (Box("cat", 0, 0, 1, 1), Box("tree", 0, 0, 0.5, 0.5))
     with pytest.raises(ConfigError, match="no box"):
         read_boxes("\n")

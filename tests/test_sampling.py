@@ -19,6 +19,7 @@ from ldm_tutor.sampling.steps import (
     ddim_step,
     ddpm_step,
     dpmpp_2m_step,
+    euler_ancestral_step,
     euler_step,
     timestep_grid,
 )
@@ -210,6 +211,14 @@ def test_euler_is_ddim_by_another_name(t_prev):
     euler = euler_step(x, eps, 600, t_prev, SCHEDULE)
     ddim = ddim_step(x, eps, 600, t_prev, SCHEDULE, final_alpha_one=True)
     assert worst(euler.x_prev, ddim.x_prev) < 1e-12
+
+
+@pytest.mark.parametrize("t_prev", [550, 0, None])
+def test_euler_ancestral_is_ddpm_by_another_name(t_prev):
+    x, noise = noisy(), noisy((7, 8, 9))
+    eps = gaussian_eps(x, 600)
+    euler = euler_ancestral_step(x, eps, 600, t_prev, SCHEDULE, noise)
+    assert worst(euler.x_prev, ddpm_step(x, eps, 600, t_prev, SCHEDULE, noise).x_prev) < 1e-12
 
 
 def test_first_order_dpm_is_ddim():

@@ -527,7 +527,7 @@ for scale, each in made.items():
 # as well or better, at a FID that you cannot tell from plain sampling with so few pictures. At 8 you pay with both. Be
 # honest about the numbers: 24 sentences are few, the intervals are wide (and a little too narrow, since the wishes of
 # one sentence share a picture), and in FID all scales lie in or near the band of real pictures. For a real comparison
-# take a few hundred pictures and a cup of tea: `ldm-tutor evaluate pictures --num 512 --guidance 2`.
+# take a few hundred pictures and a cup of tea: `ldm-tutor evaluate pictures --num 512 --guidance 4`.
 #
 # ## Beyond the data: where 8 breaks
 #

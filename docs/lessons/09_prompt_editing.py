@@ -575,7 +575,8 @@ for key in keys:
 # *background* that the text tower ignores too stays as well, because the maps of the source still hold it; drawn freely
 # (`free`, nothing taken over), it goes.
 #
-# > **Try it.** `ldm-tutor evaluate editing --num 120 --steps 10 --json editing.json` makes all of them anew.
+# > **Try it.** `ldm-tutor evaluate editing --num 120 --steps 10 --sampler dpm++ --guidance 4 --json editing.json` makes
+# > all of them anew. Then leave sampler and guidance out: the command's own choice keeps more of the rest.
 #
 # ## A real picture
 #

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm_tutor.cli.draw_conditions import GUIDANCE, STRENGTH, check_together, draw_asked, read
+from ldm_tutor.cli.draw_conditions import FOREIGN, STRENGTH, USUAL, check_together, draw_asked, read
 from ldm_tutor.cli.files import check_out, sheet, write_png
 from ldm_tutor.cli.options import (
+    GUIDANCE,
     MAX_SEED,
     PROGRAM,
+    SAMPLER,
     SINGLE_FILE,
     AnyWeights,
     Device,
@@ -111,7 +113,8 @@ def draw(
             "--guidance",
             metavar="X",
             callback=_guidance,
-            help="How much to insist; 1 is no guidance. [default: 4; 3 with boxes, 1.5 in a hole, 1 with --upscale]",
+            help=f"How much to insist; 1 is no guidance. [default: {GUIDANCE:g}; 4 with --from and for other programs' "
+            "models, 3 with boxes, 1.5 in a hole, 1 with --upscale]",
             show_default=False,
         ),
     ] = None,
@@ -123,7 +126,8 @@ def draw(
         SamplerName | None,
         typer.Option(
             "--sampler",
-            help="The rule by which a step takes noise away. [default: dpm++; ddim with --upscale]",
+            help=f"The rule by which a step takes noise away. [default: {SAMPLER} for a sentence and the course's "
+            "model, ddim with --upscale, otherwise dpm++]",
             show_default=False,
         ),
     ] = None,
@@ -161,8 +165,6 @@ def draw(
     if name is None and not sentence.strip():
         raise PromptError("an empty sentence", given=sentence, expected='a sentence such as "a red cat at night"')
     num = (1 if name == "upscale" else 4) if num is None else num
-    guidance = GUIDANCE[name] if guidance is None else guidance
-    sampler = sampler or ("ddim" if name == "upscale" else "dpm++")
     if seed + num - 1 > MAX_SEED:
         raise typer.BadParameter(f"{seed}: the last picture's seed would exceed {MAX_SEED}.", param_hint="'--seed'")
     out = check_out(out, ".png")
@@ -174,6 +176,8 @@ def draw(
     foreign = weights is not None and is_foreign(weights)
     if foreign and name in ("boxes", "inpaint", "upscale"):
         raise ConfigError(f"--{name} steers the course's own model", given=str(weights), fix="leave --weights out")
+    usual = USUAL[name] if name is not None else FOREIGN if foreign else (SAMPLER, GUIDANCE)
+    sampler, guidance = sampler or usual[0], usual[1] if guidance is None else guidance  # type: ignore[assignment]
     if not foreign:
         name_unknown_words(f"{sentence} {negative}")
         weights = weights_folder(weights)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 OPTIONS = {"boxes": "--boxes", "inpaint": "--inpaint", "upscale": "--upscale", "source": "--from"}
 KIND_OF = {"boxes": "layout", "inpaint": "inpainting", "upscale": "upscaling"}  # whose weights it needs
-GUIDANCE = {None: 4.0, "source": 4.0, "boxes": 3.0, "inpaint": 1.5, "upscale": 1.0}
+# Sampler and guidance of what draws with more than a sentence, unless told otherwise; for a sentence see options.py.
+USUAL = {"source": ("dpm++", 4.0), "boxes": ("dpm++", 3.0), "inpaint": ("dpm++", 1.5), "upscale": ("ddim", 1.0)}
+FOREIGN = ("dpm++", 4.0)  # a sentence, drawn by another program's model
 STRENGTH = 0.6
 FORM = 'a kind and four shares of the side, left, top, right, bottom: "cat 0.1 0.2 0.5 0.8; tree 0.6 0.3 0.9 0.9"'
 SIDES = {"x0": "left", "y0": "top", "x1": "right", "y1": "bottom"}  # a box's corners, as FORM calls them

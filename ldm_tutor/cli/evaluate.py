@@ -12,10 +12,12 @@ import typer
 
 from ldm_tutor.cli.files import check_out, table, write_json
 from ldm_tutor.cli.options import (
+    GUIDANCE,
     MAX_SEED,
     PROGRAM,
+    SAMPLER,
     Device,
-    Sampler,
+    SamplerName,
     Steps,
     Weights,
     check_guidance,
@@ -32,7 +34,6 @@ NUMS = {"pictures": 256, "autoencoder": 512, "clip": 4096, "judge": 2000, "groun
 NUMS |= dict.fromkeys(STEERED := ("layout", "inpainting", "upscaling"), 512)
 FEWEST = {"pictures": 2, "autoencoder": 1, "clip": 512, "judge": 1, "grounding": 16, "editing": 8}
 FEWEST |= dict.fromkeys(STEERED, 2)
-GUIDANCE = 4.0
 BATCH = 64  # pictures drawn at once
 EDIT_BATCH = 6  # edits, each with its source and its companions
 
@@ -60,7 +61,15 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    sampler: Sampler = "dpm++",
+    sampler: Annotated[
+        SamplerName | None,
+        typer.Option(
+            "--sampler",
+            help=f"The rule by which a step takes noise away. [default: {SAMPLER}, and for layout, inpainting and "
+            "upscaling dpm++]",
+            show_default=False,
+        ),
+    ] = None,
     weights: Weights = None,
     conditions: Annotated[
         Path | None,
@@ -84,6 +93,7 @@ def evaluate(
     if num < FEWEST[target]:
         raise typer.BadParameter(f"{num} is too few for {target}: {FEWEST[target]} or more.", param_hint="'--num'")
     settings: dict[str, Any] = {"num": num, "seed": seed}
+    sampler = sampler or ("dpm++" if target in STEERED else SAMPLER)  # type: ignore[assignment]
     drawing: dict[str, Any] = {"num_steps": steps, "sampler": sampler}
     if guidance is not None or target not in STEERED:
         drawing["guidance"] = GUIDANCE if guidance is None else guidance
