@@ -125,7 +125,7 @@ def test_a_model_for_inpainting_is_not_drawn_with_by_words(places):
 
 
 def test_draw_draws_the_same_from_all(cli, places, tiny_folder, tiny_preset, tmp_path):
-    words = ("draw", "a red cat", "--steps", 2, "--num", 2, "--seed", 5, "--device", "cpu")
+    words = ("draw", "a red cat", "--steps", 2, "--num", 2, "--seed", 5, "--sampler", "ddim", "--guidance", 3)
     single = ("--preset", "tiny", "--tokenizer", places / "folder")
     for out, more in {
         "ours": ("--weights", tiny_folder),
@@ -139,6 +139,13 @@ def test_draw_draws_the_same_from_all(cli, places, tiny_folder, tiny_preset, tmp
     assert len(set(made["ours"].flat)) > 50
     assert set(made) == {"ours", "folder", "file", "ckpt"}
     assert all(abs(each - made["ours"]).max() <= 1 for each in made.values())
+
+
+def test_draw_takes_for_granted_what_suits_the_model(cli, places, tiny_folder, tmp_path):
+    usual = {tiny_folder: "1 steps of ddpm, guidance 2", places / "folder": "1 steps of dpm++, guidance 4"}
+    for place, settings in usual.items():
+        assert cli("draw", "a red cat", "--steps", 1, "--num", 1, "--weights", place, "--out", "one.png")[0] == 0
+        assert settings in Image.open(tmp_path / "one.png").text["Comment"]
 
 
 def test_words_are_measured_by_the_scenes_only_where_the_model_is_ours(cli, places, tiny_folder):
