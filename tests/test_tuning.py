@@ -73,6 +73,8 @@ def test_where_channels_last_pays_is_chosen_by_the_network():
     assert channels_last_pays(torch.nn.Linear(2, 2)) is False
     linear = torch.nn.Linear(2, 2)
     assert tune(linear) is linear
+    assert not channels_last_pays(UNet(UNET)) and channels_last_pays(Autoencoder(AUTOENCODER))
+    assert tune(Autoencoder(AUTOENCODER)).decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     unet = tune(UNet(UNET))
     chosen = unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert chosen == channels_last_pays(unet)

@@ -13,7 +13,7 @@ from torch import nn
 
 from ldm_tutor.config import AutoencoderConfig
 from ldm_tutor.errors import ConfigError
-from ldm_tutor.nn.blocks import Upsample
+from ldm_tutor.nn.blocks import TransformerBlock, Upsample
 from ldm_tutor.shapes import Float, Latents, Pictures, Tensor
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,13 +21,17 @@ SHARE_OF_TILE = 4  # tiles overlap by a quarter of their side
 
 
 def channels_last_pays(network: nn.Module) -> bool:
-    """Say whether `tune` lays out the channels of a position side by side: for networks in half precision.
+    """Say whether `tune` lays out the channels of a position side by side.
 
-    A rule of thumb, not a measurement of the machine at hand: it asks for the type of the first convolution's weights
-    and nothing else. `bench/full_size.py` has a row for each layout, which says what it gives here.
+    On a CPU for networks of convolutions, such as the autoencoder, and not for a U-Net with transformer blocks, which
+    it slows down (`docs/speed.txt`); elsewhere in half precision, a rule of thumb that is not measured here.
     """
     weights = [each.weight for each in network.modules() if isinstance(each, nn.Conv2d)]
-    return bool(weights) and weights[0].dtype in (torch.float16, torch.bfloat16)
+    if not weights:
+        return False
+    if weights[0].device.type == "cpu":
+        return not any(isinstance(each, TransformerBlock) for each in network.modules())
+    return weights[0].dtype in (torch.float16, torch.bfloat16)
 
 
 def tune(
