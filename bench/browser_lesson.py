@@ -9,6 +9,7 @@ tests/test_browser.py does the same for small notebooks, and looks at the pixels
 """
 
 import argparse
+import re
 import shutil
 import signal
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from lab_browser import THEMES, browser_page, jupyter_server, why_not  # noqa: E402
+
+WAITING = re.compile(r"^(Draw|Fill)$")
 
 
 class Visit:
@@ -49,7 +52,7 @@ class Visit:
             view = views.nth(k)
             view.scroll_into_view_if_needed()
             self.shoot(f"widget_{k}_first", view)
-            if view.get_by_role("button", name="Draw", exact=True).count():
+            if view.get_by_role("button", name=WAITING).count():
                 continue  # a studio waits for its button
             sliders, image = view.get_by_role("slider"), view.locator("img").first
             for number in range(sliders.count()):
@@ -67,7 +70,7 @@ class Visit:
         page = self.page
         draw = page.get_by_role("button", name="Draw", exact=True)
         studio = draw.locator("xpath=ancestor::div[contains(@class,'widget-vbox')][1]")
-        if studio.get_by_label("Sentence", exact=True).count() == 0:
+        if studio.get_by_label("Object", exact=True).count() == 0:
             return  # none here, or another studio with a button of this name
         studio.scroll_into_view_if_needed()
         picture, sentence = studio.locator("img").first, studio.get_by_label("Sentence")

@@ -571,6 +571,10 @@ print(quality_table(figures))
 # figure does say: the gain from more steps is at the beginning of the curve. After that you pay and get next to
 # nothing.
 #
+# > **Careful.** So few sentences hide a difference that hundreds show: with DDPM's dice a thing is drawn twice less
+# > often, since noise at every step lets the network take back what it has begun. That is why `ldm-tutor draw` uses
+# > DDPM, and little guidance; the README has the figures.
+#
 # And there is a surprise at its left end. At four steps 2M, the best in step 5, is the worst. Its clock says why. On
 # the grid of the pipeline the last stride is several times as long as the one before. So the line through two answers
 # is drawn far beyond them. After 32 steps the two answers are nearly the same, and nothing happens. After four they
