@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from safetensors.torch import save_file
 from tiny import make_pipeline, save_folder
 
@@ -112,7 +113,9 @@ def test_the_command_measures_every_arm_and_goes_on(small):
     figure = study.towers_figure(report)
     assert [axes.get_title() for axes in figure.axes] == ["colour right", "object right", "whole sentence right"]
     assert [line.get_label() for line in figure.axes[0].lines] == list(study.ARMS.values())
-    assert study.strips_figure(report, 2, out).axes[-1].get_title() == "random, frozen"
+    strips = study.strips_figure(report, 2, out)
+    assert strips.axes[-1].get_title() == "random, frozen"
+    plt.close("all")
     *lines, cost = study.told(report)
     shares = [report["arms"][arm]["rows"][-1]["color"]["value"] for arm in ARMS]
     for line, share in zip(lines, shares, strict=True):
