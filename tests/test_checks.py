@@ -238,11 +238,11 @@ def test_costliest_part_right(answer):
     [
         (("decoder", 1), "the decoder runs once"),
         (("text encoder", 40), "the text encoder runs once"),
-        (("U-Net", 20), "two rows"),
+        (("U-Net", 20), "each step needs two"),
         (("U-Net", 1), "enough for one step"),
         (("U-Net", 41), "decoder's work"),
         (("U-Net", 80), "a second look"),
-        (("U-Net", 1000), "steps times rows"),
+        (("U-Net", 1000), "steps times grids"),
         (("U-Net", "many"), "a number"),
         (("noise", 3), "one of"),
         ("U-Net", "a pair"),
@@ -254,15 +254,15 @@ def test_costliest_part_slips(answer, diagnosis):
     assert verdict.state == LOOK_AGAIN and diagnosis in verdict.message
 
 
-def own_draw(pipe, sentence, seed, *, num_steps=10, sampler="ddim", scale=1.0, noise=None, decode=None):
+def own_draw(pipe, sentence, seed, *, num_steps=10, sampler="ddim", scale=1.0, noise=None, decode=None, leave_out=0):
     """The whole way with one thing changed."""
     with torch.inference_mode():
         context = pipe.text_encoder(pipe.tokenizer([sentence]))
         empty = pipe.text_encoder(pipe.tokenizer.empty(1))
         latents = PictureNoise([seed]).initial(pipe.config.latent_shape) if noise is None else noise
         denoiser = Guided(pipe.unet, context, empty, scale)
-        for state in sample(denoiser, latents, pipe.schedule, sampler=sampler, num_steps=num_steps):
-            latents = state.latents
+        states = list(sample(denoiser, latents, pipe.schedule, sampler=sampler, num_steps=num_steps))
+        latents = states[-1 - leave_out].latents
         return (decode or pipe.decode)(latents)
 
 
@@ -297,6 +297,7 @@ DRAW_SLIPS = {
     "dpm++": lambda pipe, s, seed: own_draw(pipe, s, seed, sampler="dpm++"),
     "guidance 4": lambda pipe, s, seed: own_draw(pipe, s, seed, scale=4.0),
     "takes 20 steps": lambda pipe, s, seed: own_draw(pipe, s, seed, num_steps=20),
+    "one step early": lambda pipe, s, seed: own_draw(pipe, s, seed, leave_out=1),
     "takes 50 steps": lambda pipe, s, seed: own_draw(pipe, s, seed, num_steps=50),
     "differs by up to": lambda pipe, s, seed: own_draw(pipe, s, seed, num_steps=3),
     "NaN": lambda pipe, s, seed: own_draw(pipe, s, seed) * math.nan,
@@ -328,6 +329,7 @@ BYTES_SLIPS = {
     "cuts the fraction off": lambda x: ((x.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8),
     "turns grey": lambda x: ((x.clamp(0, 1) + 1) / 2 * 255).round().to(torch.uint8),
     "turns black": lambda x: (x.clamp(0, 1) * 255).round().to(torch.uint8),
+    "not 256": lambda x: ((x + 1) / 2 * 256).round().clamp(0, 255).to(torch.uint8),
     "straight line": lambda x: ((x.clamp(-1, 1) + 1) / 2 * 200).round().to(torch.uint8),
     "torch.uint8": lambda x: ((x.clamp(-1, 1) + 1) / 2 * 255).round(),
     "has to stay": lambda x: BYTES_RIGHT["clamp first"](x).permute(0, 2, 3, 1),

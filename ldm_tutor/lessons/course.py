@@ -52,7 +52,7 @@ _START_HERE = Facts(
     needs="Python and basic PyTorch tensors; nothing about diffusion.",
     minutes_to_read=35,
     seconds_to_run=60,
-    memory_mb=900,
+    memory_mb=1200,
     builds="The whole way from sentence to picture, by hand, with the model that the course ships.",
 )
 _AUTOENCODER = Facts(

@@ -47,11 +47,12 @@ EXERCISES = (
         difficulty=2,
         minutes=4,
         task="One picture, 20 steps, guidance 4. Which part takes the most time: the text encoder, the U-Net or the "
-        'decoder? And how many rows does the U-Net work through for it? Answer like ("decoder", 3).',
+        "decoder? And how many grids of latents does the U-Net work through for it? Answer like "
+        '("decoder", 3).',
         hints=(
             "Which part runs once, and which runs at every step?",
             "Guidance compares two opinions at each step: one that has read your sentence and one that has not.",
-            "answer = (name_of_the_part, num_steps * rows_per_step)",
+            "answer = (name_of_the_part, num_steps * grids_per_step)",
         ),
         solution='answer = ("U-Net", 20 * 2)',
         judge=judges.judge_costliest_part,
@@ -62,34 +63,37 @@ EXERCISES = (
         kind="fill in",
         difficulty=3,
         minutes=15,
-        task="Write my_draw(pipe, sentence, seed): tokenizer, text encoder, sampling loop (ddim, 10 steps, guidance "
-        "1), decoder. It returns the picture (1, 3, 64, 64) that pipe.draw gives with the same settings.",
+        task="Write my_draw(pipe, sentence, seed): text encoder, sampling loop (ddim, 10 steps, guidance 1, inside "
+        "torch.inference_mode()), decoder. It returns the picture (1, 3, 64, 64) that pipe.draw gives with the same "
+        "settings.",
         hints=(
             "Which four things happen between the sentence and the picture, and what does each hand to the next?",
-            "tokens -> context; PictureNoise([seed]) gives the first latents; sample(...) yields a state after every "
-            "step; the last state's latents go to pipe.decode.",
+            "Take the ten lines of the lesson. With guidance 1 the answer for the empty sentence falls out of the "
+            "formula, so the U-Net is asked with one grid and one context.",
             "def my_draw(pipe, sentence, seed):\n"
+            "    grid = timestep_grid(pipe.schedule, ...)\n"
+            "    x = PictureNoise([...]).initial((4, 16, 16))\n"
+            "    context = pipe.embed([...])\n"
             "    with torch.inference_mode():\n"
-            "        context = pipe.text_encoder(...)\n"
-            "        latents = PictureNoise([seed]).initial(pipe.config.latent_shape)\n"
-            "        denoiser = Guided(pipe.unet, context, None, 1.0)\n"
-            "        for state in sample(denoiser, latents, pipe.schedule, sampler=..., num_steps=...):\n"
-            "            latents = ...\n"
-            "        return ...",
+            "        for step, t in enumerate(grid):\n"
+            "            eps_hat = pipe.unet(x, torch.tensor([t]), context)\n"
+            "            t_next = ...  # None in the last step\n"
+            "            x = ddim_step(...).x_prev\n"
+            "    return ...",
         ),
         solution="import torch\n"
-        "from ldm_tutor.sampling.guidance import Guided\n"
-        "from ldm_tutor.sampling.loop import sample\n"
         "from ldm_tutor.sampling.noise import PictureNoise\n"
+        "from ldm_tutor.sampling.steps import ddim_step, timestep_grid\n"
         "\n"
         "def answer(pipe, sentence, seed):\n"
+        "    grid = timestep_grid(pipe.schedule, 10)\n"
+        "    x = PictureNoise([seed]).initial(pipe.config.latent_shape)\n"
+        "    context = pipe.embed([sentence])\n"
         "    with torch.inference_mode():\n"
-        "        context = pipe.text_encoder(pipe.tokenizer([sentence]))\n"
-        "        latents = PictureNoise([seed]).initial(pipe.config.latent_shape)\n"
-        "        denoiser = Guided(pipe.unet, context, None, 1.0)\n"
-        '        for state in sample(denoiser, latents, pipe.schedule, sampler="ddim", num_steps=10):\n'
-        "            latents = state.latents\n"
-        "        return pipe.decode(latents)",
+        "        for t, t_next in zip(grid, [*grid[1:], None]):\n"
+        "            eps_hat = pipe.unet(x, torch.tensor([t]), context)\n"
+        "            x = ddim_step(x, eps_hat, t, t_next, pipe.schedule).x_prev\n"
+        "    return pipe.decode(x)",
         judge=judges.judge_draw_loop,
     ),
     Exercise(

@@ -91,7 +91,7 @@ _PARTS = {"unet": "U-Net", "textencoder": "text encoder", "decoder": "decoder"}
 
 
 def judge_costliest_part(answer: Any) -> Verdict:
-    """Judge the part that takes most time, and the number of rows that the U-Net sees for one picture."""
+    """Judge the part that takes most time, and the number of grids that the U-Net sees for one picture."""
     if not isinstance(answer, (tuple, list)) or len(answer) != 2 or not isinstance(answer[0], str):
         return look_again('the answer is a pair: the name of the part, then a number, like ("decoder", 3)')
     name, rows = _PARTS.get("".join(letter for letter in answer[0].lower() if letter.isalpha())), answer[1]
@@ -102,18 +102,18 @@ def judge_costliest_part(answer: Any) -> Verdict:
     try:
         rows = float(rows)
     except (TypeError, ValueError):
-        return look_again("the part is right; the second entry is a number: how many rows pass through the U-Net")
+        return look_again("the part is right; the second entry is a number: how many grids pass through the U-Net")
     if rows == 40:
         return passed("20 steps, and at each the U-Net looks twice: with your sentence and without it")
     if rows == 20:
-        return look_again("the part is right; with guidance each step needs two rows: your sentence and the empty one")
+        return look_again("the part is right; with guidance each step needs two, for your sentence and the empty one")
     if rows in (1, 2):
         return look_again(f"the part is right; {rows:.0f} would be enough for one step, and a picture takes 20")
     if rows in (21, 41):
         return look_again("the part is right; count the steps alone: decoding is the decoder's work, not the U-Net's")
     if rows == 80:
-        return look_again("the part is right; two rows per step are all: dpm++ uses the step before, not a second look")
-    return look_again("the part is right; the number is steps times rows per step, and guidance decides the rows")
+        return look_again("the part is right; two per step are all: dpm++ uses the step before, not a second look")
+    return look_again("the part is right; the number is steps times grids per step, and guidance decides how many")
 
 
 # ---------------------------------------------------------------- draw_loop
@@ -176,12 +176,15 @@ def _why_different(
     said, _ = _as_picture(my_draw(pipe, "a white rocket on the moon", seed), reference, pipe)
     if not _far(said, picture):
         return "another sentence gives the same picture: hand the context of `sentence` to the U-Net"
-    unscaled = pipe.autoencoder.decode(_last_latents(pipe, sentence, seed)).detach()
+    *_, before, last = pipe.steps([sentence], [seed], num_steps=10, guidance=1.0, sampler="ddim")
+    if not _far(picture, pipe.decode(before.latents)):
+        return "your loop stops one step early: from the last time step it goes on to the clean latents, t_next=None"
+    unscaled = pipe.autoencoder.decode(last.latents.clone()).detach()
     if not _far(picture.clamp(-1, 1), unscaled.clamp(-1, 1)):
         return "the latents went into the decoder with the scale factor still on them: divide by it, or use pipe.decode"
     for changes, reason in (
         ({"sampler": "dpm++"}, "your loop takes dpm++ steps: pass sampler='ddim'"),
-        ({"guidance": 4.0}, "your loop uses guidance 4: this exercise asks for guidance 1, one row per step"),
+        ({"guidance": 4.0}, "your loop uses guidance 4: this exercise asks for guidance 1, one context per step"),
         ({"num_steps": 20}, "your loop takes 20 steps: this exercise asks for 10"),
         ({"num_steps": 50}, "your loop takes 50 steps, the sampler's own default: pass num_steps=10"),
     ):
@@ -189,11 +192,6 @@ def _why_different(
             return reason
     gap = float((picture - reference).abs().max())
     return f"the picture has the right shape and differs by up to {gap:.2f}: compare your settings with the task"
-
-
-def _last_latents(pipe: Pipeline, sentence: str, seed: int) -> Tensor:
-    *_, state = pipe.steps([sentence], [seed], num_steps=10, guidance=1.0, sampler="ddim")
-    return state.latents.clone()
 
 
 # ---------------------------------------------------------------- fix_the_fault
@@ -227,6 +225,8 @@ def judge_fix_the_fault(to_bytes: Any) -> Verdict:
         return look_again("everything below 0 turns grey: cut to the range [-1, 1], which is where the pictures live")
     if _agrees(got, inside.double().clamp(0, 1) * 255, 1.0):
         return look_again("everything below 0 turns black: the darkest value is -1, so add 1 first")
+    if _agrees(got, ((inside.double() + 1) * 128).clamp(0, 255), 0.5):
+        return look_again("the ends are right, the middle is not: the largest byte is 255, so stretch by 255, not 256")
     if not _agrees(got, exact, 1.0):
         return look_again("-1 has to become 0 and 1 has to become 255, in a straight line: check these two by hand")
     if not _agrees(got, exact, 0.5):
