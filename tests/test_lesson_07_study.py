@@ -111,7 +111,7 @@ def test_the_command_measures_every_arm_and_goes_on(small):
     assert report["settings"]["num_test"] == 4 and len(report["settings"]["captions"]) == 2
     assert {"measured.json", "logs/clip.csv", "pictures_along.png"} <= set(check_sums(out))
     figure = study.towers_figure(report)
-    assert [axes.get_title() for axes in figure.axes] == ["colour right", "object right", "whole sentence right"]
+    assert [axes.get_title() for axes in figure.axes] == ["background right", "colour right", "object right"]
     assert [line.get_label() for line in figure.axes[0].lines] == list(study.ARMS.values())
     strips = study.strips_figure(report, 2, out)
     assert strips.axes[-1].get_title() == "random, frozen"

@@ -36,8 +36,6 @@ BANDS = {
         words=(1800, 4000), code_lines=(120, 350), figures=8, reason="it uses the model and builds no network yet"
     ),
     "03_clip": Bands(code_lines=(200, 380), reason="a tokenizer, two towers and a training are one story"),
-    "07_cross_attention": Bands(code_lines=(200, 360), reason="attention, its maps, and a study of text towers"),
-    "08_guidance": Bands(code_lines=(200, 360), reason="the rule, its curve, its sign, and what must not be there"),
     "09_prompt_editing": Bands(code_lines=(200, 380), reason="six edits, each with its pictures, and a real picture"),
     "05_unet_denoiser": Bands(code_lines=(200, 420), reason="a U-Net, its training and what it does are one story"),
     "10_other_conditions": Bands(code_lines=(200, 430), reason="two doors, and six things that come in by them"),

@@ -13,6 +13,7 @@ from tiny import CONFIG, make_pipeline
 from ldm_tutor import open_model
 from ldm_tutor.cli import main
 from ldm_tutor.errors import ConfigError, WeightsError
+from ldm_tutor.models.tuning import tune
 from ldm_tutor.open_model import open_parts, open_pipeline, pipeline_of
 from ldm_tutor.weights.compvis import save_compvis
 from ldm_tutor.weights.diffusers_folder import export_diffusers
@@ -73,6 +74,9 @@ def test_every_place_draws_the_same(pipe, places, tiny_preset, tiny_folder, what
     wanted = pipe.draw(PROMPTS, SEEDS, **settings)
     assert wanted.std() > 0.05
     assert (opened.draw(PROMPTS, SEEDS, **settings) - wanted).abs().max() < 1e-5  # foreign ones are made fast
+    for part in (opened.unet, opened.autoencoder):  # and without that they are the same to the last bit
+        tune(part, channels_last=False, folded=False).to(memory_format=torch.contiguous_format)
+    assert torch.equal(opened.draw(PROMPTS, SEEDS, **settings), wanted)
 
 
 def test_without_a_place_it_is_the_shipped_model(tiny_folder, tmp_path, monkeypatch):
@@ -138,7 +142,8 @@ def test_draw_draws_the_same_from_all(cli, places, tiny_folder, tiny_preset, tmp
     made = {path.stem: np.asarray(Image.open(path), int) for path in tmp_path.glob("*.png")}
     assert len(set(made["ours"].flat)) > 50
     assert set(made) == {"ours", "folder", "file", "ckpt"}
-    assert all(abs(each - made["ours"]).max() <= 1 for each in made.values())
+    assert (made["folder"] == made["file"]).all() and (made["folder"] == made["ckpt"]).all()
+    assert abs(made["folder"] - made["ours"]).max() <= 1  # made fast: rounding
 
 
 def test_draw_takes_for_granted_what_suits_the_model(cli, places, tiny_folder, tmp_path):

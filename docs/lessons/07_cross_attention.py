@@ -116,8 +116,8 @@ features = kit.noise_like(torch.zeros(1, len(one), 8, 8), seed=2)
 change = ((features + one[None, :, None, None]) - features).norm(dim=1)[0]
 print("the change is the same at all 64 positions:", bool(change.std() < 1e-4 * change.mean()))
 panels = {"the mean, added": change.mean().expand(8, 8), "wanted: cat": cat.float(), "wanted: house": house.float()}
-figure = picture_grid([overlay(picture, each, side=192) for each in panels.values()], list(panels), scale=1)
-show(figure, alt="Added mean: one flat colour. Wanted: bright on the cat alone, and bright on the house alone.")
+show(picture_grid([overlay(picture, each, side=192) for each in panels.values()], list(panels), scale=1),
+     alt="Added mean: one flat colour. Wanted: bright on the cat alone, and bright on the house alone.")  # fmt: skip
 
 # %% [markdown]
 # Two things went wrong. A mean forgets which colour belongs to which thing. A better summary could repair that, for
@@ -230,8 +230,7 @@ print("attention map:", tuple(probs.shape), "| every row sums to 1:", torch.allc
 
 # %%
 labels = ["(start)", *SENTENCE.split(), "(end)", "(end)"]
-figure = kit.token_table(probs, labels)
-show(figure, alt="A table, tokens down and 64 positions across; a few tokens are bright at some positions only.")
+show(kit.token_table(probs, labels), alt="Tokens down, 64 positions across; a few tokens are bright at some positions.")
 
 # %% [markdown]
 # Why the root of $d$? A product of two random vectors is a sum of $d$ random numbers, so its spread grows like
@@ -434,8 +433,7 @@ show(
 
 # %%
 field = word_fields(recorder.records, 0, [cat_place], (64, 64)).mean(dim=(0, 1))
-inside, outside = field[cat], field[~cat]
-wins = 0.0
+inside, outside, wins = field[cat], field[~cat], 0.0
 for value in inside:
     wins += float((value > outside).sum() + 0.5 * (value == outside).sum())
 by_loop = wins / (len(inside) * len(outside))
@@ -468,8 +466,7 @@ print("objects:", len(cases), "| maps measured:", aucs.numel())
 # %%
 kinds_of_map = {"its own word": report, "another word": report["another_word"], "centre prior": report["centre_prior"]}
 kinds_of_map["untrained"] = report["untrained"]
-figure = kit.controls_figure(kinds_of_map)
-show(figure, alt="Three bar charts: the own word is far above another word, the centre prior and an untrained model.")
+show(kit.controls_figure(kinds_of_map), alt="Three bar charts: the own word is far above all three controls.")
 auc_own, *auc_others = (each["mean_auc"]["value"] for each in kinds_of_map.values())
 points_own, *points_others = (each["pointing_accuracy"]["value"] for each in kinds_of_map.values())
 print("AUC of the own word above 0.85:", auc_own > 0.85, "| above all controls:", auc_own > max(auc_others))
@@ -493,8 +490,7 @@ for name, each in kinds_of_map.items():
 # Now take the mean apart: by layer and head, and by noise level.
 
 # %%
-figure = kit.layers_figure(aucs, layers, times)
-show(figure, alt="Left, AUC by layer and head: few layers stand out. Right, over t: the best layer is far above 0.5.")
+show(kit.layers_figure(aucs, layers, times), alt="AUC by layer and head, few stand out; over t, the best is high.")
 table = aucs.mean(dim=(0, 1))  # layer, head
 print("best layer on the way up:", layers[int(table.mean(dim=1).argmax())].startswith("up"))
 print("best and worst head more than 0.3 apart:", bool(table.max() - table.min() > 0.3))
@@ -626,9 +622,8 @@ print("without the root, the largest weight grows:", facts["no root of d"][1] > 
 
 # %%
 towers = study.load_measured()
-figure = study.towers_figure(towers, ("background", "color", "object"))
-show(figure, alt="Over training steps: CLIP's background and colours are right first and most often, the random frozen "
-     "tower follows, the one trained along comes last; the object is hardly right with any.")  # fmt: skip
+show(study.towers_figure(towers), alt="Over training steps: CLIP's backgrounds and colours are right first, those of "
+     "the random frozen tower follow, trained along comes last; objects are hardly right with any.")  # fmt: skip
 show(study.strips_figure(towers), alt="Four sentences, a row for each tower: with CLIP their places and colours come.")
 print(*study.told(towers), sep="\n")
 

@@ -430,11 +430,12 @@ with torch.inference_mode():
 # > which rows have the sentence, and refuses shapes that do not fit. There is nothing more inside.
 #
 # What does the pull look like? Take the fifth sentence, the one with the boat, and at some of its steps ask for the
-# clean latents that each answer implies. The rows from the top: without the sentence, with it, guided with scale 4.
-# The last row is the pull itself, the difference of the first two as latents, its mean over the channels.
+# clean latents that each answer implies. Time runs from left to right. The rows from the top: without the sentence,
+# with it, guided with scale 4. The last row is the pull itself, the difference of the first two as latents, its mean
+# over the channels.
 
 # %%
-one, x, views, gaps = context[4:5], pipeline.noise([4]), {}, []
+one, x, views, gaps = context[4:5], pipeline.noise([4]), [], []
 with torch.inference_mode():
     for state in sample(Guided(unet, one, None, 1), x, schedule, sampler="dpm++", num_steps=10):
         t = torch.tensor([state.t])
@@ -443,12 +444,10 @@ with torch.inference_mode():
         pull = clean[1] - clean[0]
         gaps.append(float(pull.square().mean().sqrt()))
         if state.step % 3 == 0:
-            views[state.step] = [*map(pipeline.decode, clean), signed_map(pull[0].mean(dim=0), scale=4)]
+            views.append([*map(pipeline.decode, clean), signed_map(pull[0].mean(dim=0), scale=4)])
         x = state.latents
-titles = [f"{name}, step {k}" for name in ("without", "with", "guided", "pull") for k in views]
-rows = [each for row in zip(*views.values(), strict=True) for each in row]
-ALT = f"{test.captions[4]}: four steps; guesses without, with, guided; a map of the pull."
-show(picture_grid(rows, titles, columns=4, scale=2), alt=ALT)
+rows = dict(zip(("without", "with", "guided", "pull"), zip(*views, strict=True), strict=True))
+sheet(rows, alt=f"{test.captions[4]}: four steps; guesses without, with, guided; a map of the pull.")
 print("the pull at the first step is more than twice the one at the last:", gaps[0] > 2 * gaps[-1])
 
 # %% [markdown]
@@ -609,15 +608,13 @@ before = pipeline.decode(draw(Guided(unet, house, empty, 4), house_seeds))
 forbidden = backgrounds(before).most_common(1)[0][0]
 phrase = BACKGROUND_PHRASES[forbidden][-1]
 after = pipeline.decode(draw(Guided(unet, house, pipeline.embed([phrase]), 4), house_seeds))
-ALT = "Eight houses, and below the same seeds with the commonest background as negative prompt: it is gone or rare."
-sheet({"without": before[:8], "negative": after[:8]}, alt=ALT, scale=1)
+sheet({"without": before[:8], "negative": after[:8]}, "Houses; below, the commonest background is gone.", scale=1)
 counts = [backgrounds(each)[forbidden] for each in (before, after)]
 print("the forbidden background falls to less than half:", counts[1] < counts[0] / 2)
 
 # %% tags=["nbval-ignore-output"]
-print(f"negative prompt {phrase!r}: {counts[0]} of 12 before, {counts[1]} of 12 after")
-for name, each in {"before": before, "after": after}.items():
-    print(f"{name}:", dict(Counter(o.kind for reading in read_pictures(judge, each) for o in reading.objects)))
+things = [dict(Counter(o.kind for r in read_pictures(judge, each) for o in r.objects)) for each in (before, after)]
+print(f"negative prompt {phrase!r}: {counts[0]} of 12 before, {counts[1]} after; the judge sees", *things, sep="\n")
 
 # %% [markdown]
 # > **Careful.** A negative prompt replaces the empty sentence, so you lose the comparison with "anything". The house is

@@ -274,7 +274,7 @@ def curve(report: Report, arm: str, aspect: str) -> tuple[list[int], list[float]
     )
 
 
-def towers_figure(report: Report, aspects: Sequence[str] = ("color", "object", "all")) -> Figure:
+def towers_figure(report: Report, aspects: Sequence[str] = ("background", "color", "object")) -> Figure:
     """Draw the shares over the steps of training, one line per arm, with their intervals."""
     titles = {"all": "whole sentence right", "color": "colour right", "object": "object right",
               "background": "background right"}  # fmt: skip
