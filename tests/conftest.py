@@ -190,6 +190,14 @@ def fixed_seeds(two_threads):
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def no_figures():
+    """No test meets a figure that another has left open."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.close("all")
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A folder with a tiny model of random weights: every part is real, and drawing takes milliseconds."""
