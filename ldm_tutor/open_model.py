@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ldm_tutor.config import PRESETS, ClipConfig, ImageEncoderConfig, ModelConfig
+from ldm_tutor.config import FOREIGN_DRAWING, PRESETS, ClipConfig, ImageEncoderConfig, ModelConfig
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.tuning import tune
@@ -85,4 +85,4 @@ def pipeline_of(parts: DiffusersParts, name: str = "foreign") -> Pipeline:
         schedule=parts.schedule,
     )
     unet, autoencoder = tune(parts.unet), tune(parts.autoencoder)
-    return Pipeline(config, parts.tokenizer, clip, unet, autoencoder, NoiseSchedule(parts.schedule))
+    return Pipeline(config, parts.tokenizer, clip, unet, autoencoder, NoiseSchedule(parts.schedule), FOREIGN_DRAWING)

@@ -16,7 +16,7 @@ from ldm_tutor.attention_maps.ignore import encode_weighted
 from ldm_tutor.attention_maps.inversion import INNER_STEPS, Inversion, StepwiseGuided, ddim_path, null_text
 from ldm_tutor.attention_maps.plan import Change, EditPlan
 from ldm_tutor.attention_maps.watch import watch
-from ldm_tutor.config import ModelConfig, ScheduleConfig
+from ldm_tutor.config import DrawingConfig, ModelConfig, ScheduleConfig
 from ldm_tutor.errors import ConfigError, PromptError, WeightsError
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.clip import Clip
@@ -40,6 +40,7 @@ class Pipeline:
     """All parts of one latent diffusion model, ready to draw. Make one with `load_pipeline`.
 
     Pictures are float32 (b, 3, H, W) in [-1, 1]. One seed gives one picture, alone or in any batch.
+    `drawing`: sampler and guidance of every drawing that names none.
     """
 
     config: ModelConfig
@@ -48,6 +49,7 @@ class Pipeline:
     unet: UNet
     autoencoder: Autoencoder
     schedule: NoiseSchedule
+    drawing: DrawingConfig = DrawingConfig()
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -80,8 +82,8 @@ class Pipeline:
         seeds: Sequence[int],
         *,
         num_steps: int = 20,
-        guidance: float = 4.0,
-        sampler: str = "dpm++",
+        guidance: float | None = None,
+        sampler: str | None = None,
         negative: Sequence[str] | None = None,
         eta: float = 0.0,
     ) -> Pictures:
@@ -101,8 +103,8 @@ class Pipeline:
         seeds: Sequence[int],
         *,
         num_steps: int = 20,
-        guidance: float = 4.0,
-        sampler: str = "dpm++",
+        guidance: float | None = None,
+        sampler: str | None = None,
         negative: Sequence[str] | None = None,
         eta: float = 0.0,
         start: Latents | None = None,
@@ -118,12 +120,13 @@ class Pipeline:
         self._check_batch(prompts, seeds, negative)
         context = self.embed(prompts) if context is None else context
         empty = self.embed(list(negative) if negative is not None else [""])
+        guidance = self.drawing.guidance if guidance is None else guidance
         denoiser = Guided(self.unet, context, empty, guidance)
         run = sample(
             denoiser,
             self.noise(seeds) if start is None else start,
             self.schedule,
-            sampler=sampler,
+            sampler=self.drawing.sampler if sampler is None else sampler,
             num_steps=num_steps,
             eta=eta,
             noise=PictureNoise(seeds),
@@ -163,7 +166,9 @@ class Pipeline:
         )
         return self.decode(_last(states).latents)
 
-    def edit(self, change: Change, *, num_steps: int = 20, guidance: float = 4.0, sampler: str = "dpm++") -> Pictures:
+    def edit(
+        self, change: Change, *, num_steps: int = 20, guidance: float | None = None, sampler: str | None = None
+    ) -> Pictures:
         """Draw the picture of `change.source` and, beside it, the same picture changed: (2, 3, H, W).
 
         Prompt-to-prompt (Hertz et al. 2022, arXiv 2208.01626): both start from one noise, and the second takes over
@@ -173,7 +178,12 @@ class Pipeline:
         return torch.cat([before, after])
 
     def edit_many(
-        self, changes: Sequence[Change], *, num_steps: int = 20, guidance: float = 4.0, sampler: str = "dpm++"
+        self,
+        changes: Sequence[Change],
+        *,
+        num_steps: int = 20,
+        guidance: float | None = None,
+        sampler: str | None = None,
     ) -> tuple[Pictures, Pictures]:
         """Draw all changes in one batch; return the sources' pictures and the changed ones, in the order of `changes`.
 
@@ -189,8 +199,8 @@ class Pipeline:
         plan: EditPlan,
         *,
         num_steps: int,
-        guidance: float = 4.0,
-        sampler: str = "dpm++",
+        guidance: float | None = None,
+        sampler: str | None = None,
         inversion: Inversion | None = None,
     ) -> Iterator[SampleState]:
         """Yield the state after every step of an edit, one row per entry of `plan.prompts`.
@@ -215,7 +225,8 @@ class Pipeline:
             if (inversion.num_steps, len(inversion.noise)) != (num_steps, 1):
                 given = inversion.num_steps, len(inversion.noise)
                 raise ConfigError("edit: the inversion", given=given, expected=f"{num_steps} steps of one picture")
-            denoiser = StepwiseGuided(self.unet, context, inversion.empties, guidance)
+            scale = self.drawing.guidance if guidance is None else guidance
+            denoiser = StepwiseGuided(self.unet, context, inversion.empties, scale)
             start = inversion.noise.expand(len(plan.prompts), -1, -1, -1)
             run = sample(denoiser, start, self.schedule, num_steps=num_steps, edit=plan.blend)
         while True:

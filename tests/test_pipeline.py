@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 
+from ldm_tutor.attention_maps.plan import Change
+from ldm_tutor.config import FOREIGN_DRAWING, DrawingConfig
 from ldm_tutor.errors import ConfigError, PromptError, WeightsError
 from ldm_tutor.evaluation import evaluate_autoencoder, evaluate_clip, evaluate_judge, evaluate_pictures, load_judge
 from ldm_tutor.pipeline import load_pipeline
@@ -34,6 +36,18 @@ def test_one_seed_one_picture_alone_and_in_any_batch(pipe):
 def test_every_sampler_draws_the_same_picture_twice(pipe, sampler):
     first = pipe.draw([SENTENCE], [1], num_steps=3, sampler=sampler)
     assert torch.equal(first, pipe.draw([SENTENCE], [1], num_steps=3, sampler=sampler))
+
+
+def test_what_is_not_said_is_the_models_own_way(pipe):
+    given, few = ([SENTENCE], [1]), {"num_steps": 3}
+    assert pipe.drawing == DrawingConfig()
+    usual = pipe.draw(*given, **few)
+    assert torch.equal(usual, pipe.draw(*given, **few, sampler="ddpm", guidance=2.0))
+    other = dataclasses.replace(pipe, drawing=FOREIGN_DRAWING)
+    assert torch.equal(other.draw(*given, **few), pipe.draw(*given, **few, sampler="dpm++", guidance=4.0))
+    assert not torch.equal(other.draw(*given, **few), usual)
+    change = Change(source=SENTENCE, target="a small blue cat at night", seed=1)
+    assert torch.allclose(pipe.edit(change, **few)[0], usual[0], atol=1e-3)
 
 
 def test_steps_can_be_watched_and_end_where_draw_ends(pipe):

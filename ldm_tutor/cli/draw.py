@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm_tutor.cli.draw_conditions import FOREIGN, STRENGTH, USUAL, check_together, draw_asked, read
+from ldm_tutor.cli.draw_conditions import STRENGTH, USUAL, check_together, draw_asked, read
 from ldm_tutor.cli.files import check_out, sheet, write_png
 from ldm_tutor.cli.options import (
     GUIDANCE,
@@ -176,13 +176,13 @@ def draw(
     foreign = weights is not None and is_foreign(weights)
     if foreign and name in ("boxes", "inpaint", "upscale"):
         raise ConfigError(f"--{name} steers the course's own model", given=str(weights), fix="leave --weights out")
-    usual = USUAL[name] if name is not None else FOREIGN if foreign else (SAMPLER, GUIDANCE)
-    sampler, guidance = sampler or usual[0], usual[1] if guidance is None else guidance  # type: ignore[assignment]
     if not foreign:
         name_unknown_words(f"{sentence} {negative}")
         weights = weights_folder(weights)
     pipeline = open_pipeline(weights, preset=preset, tokenizer=tokenizer, ema=ema, device=str(usable_device(device)))
     seeds = [seed + i for i in range(num)]
+    usual = USUAL[name] if name is not None else pipeline.drawing
+    sampler, guidance = sampler or usual.sampler, usual.guidance if guidance is None else guidance  # type: ignore[assignment]
     settings: dict[str, Any] = {"num_steps": steps, "guidance": guidance, "sampler": sampler}
     if asked is None:
         pictures = _draw_sentences(pipeline, [sentence] * num, seeds, negative, settings)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ldm_tutor.cli.options import PROGRAM, conditions_folder
+from ldm_tutor.config import DrawingConfig
 from ldm_tutor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
 
 OPTIONS = {"boxes": "--boxes", "inpaint": "--inpaint", "upscale": "--upscale", "source": "--from"}
 KIND_OF = {"boxes": "layout", "inpaint": "inpainting", "upscale": "upscaling"}  # whose weights it needs
-# Sampler and guidance of what draws with more than a sentence, unless told otherwise; for a sentence see options.py.
-USUAL = {"source": ("dpm++", 4.0), "boxes": ("dpm++", 3.0), "inpaint": ("dpm++", 1.5), "upscale": ("ddim", 1.0)}
-FOREIGN = ("dpm++", 4.0)  # a sentence, drawn by another program's model
+# Sampler and guidance of what draws with more than a sentence, unless told otherwise; a sentence has the model's own.
+USUAL = {
+    "source": DrawingConfig(sampler="dpm++", guidance=4.0),
+    "boxes": DrawingConfig(sampler="dpm++", guidance=3.0),
+    "inpaint": DrawingConfig(sampler="dpm++", guidance=1.5),
+    "upscale": DrawingConfig(sampler="ddim", guidance=1.0),
+}
 STRENGTH = 0.6
 FORM = 'a kind and four shares of the side, left, top, right, bottom: "cat 0.1 0.2 0.5 0.8; tree 0.6 0.3 0.9 0.9"'
 SIDES = {"x0": "left", "y0": "top", "x1": "right", "y1": "bottom"}  # a box's corners, as FORM calls them

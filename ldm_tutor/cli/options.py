@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ldm_tutor.config import DrawingConfig
 from ldm_tutor.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ PROGRAM = "ldm-tutor"
 SINGLE_FILE = "sd_v1"  # what one file with a whole model holds, unless --preset says otherwise
 MAX_SEED = 2**32 - 1  # one 32-bit word per picture: see sampling/noise.py
 
-# How the course's model draws a sentence unless told otherwise. Measured, as README says: a sampler that adds noise at
-# every step, with little guidance, draws a thing twice less often than dpm++ with 4, which others' models get.
-SAMPLER, GUIDANCE = "ddpm", 2.0
+SAMPLER, GUIDANCE = DrawingConfig().sampler, DrawingConfig().guidance  # the course's model's, unless told otherwise
 
 SamplerName = Literal["dpm++", "ddim", "ddpm", "plms", "euler", "euler-a"]
 

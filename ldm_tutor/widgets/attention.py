@@ -68,7 +68,7 @@ class Recorded:
 
 
 def record_drawing(
-    pipe: Pipeline, sentence: str, seed: int, *, num_steps: int = 12, guidance: float = 4.0, limit_mib: int = 64
+    pipe: Pipeline, sentence: str, seed: int, *, num_steps: int = 12, guidance: float | None = None, limit_mib: int = 64
 ) -> Recorded:
     """Draw a sentence and keep what every layer looked at; AttentionTapError where that is beyond `limit_mib`."""
     words, columns = _columns(pipe, sentence)
@@ -297,7 +297,7 @@ def attention_explorer(
     scene: Scene | None = None,
     word: str | None = None,
     num_steps: int = 12,
-    guidance: float = 4.0,
+    guidance: float | None = None,
     limit_mib: int = 64,
 ) -> None:
     """Show the explorer for a sentence that is drawn now, or for a scene whose truth is known.

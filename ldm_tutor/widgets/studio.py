@@ -68,7 +68,12 @@ class SceneStudio:
             value=20, min=1, max=50, description="Steps", tooltip="how often the U-Net takes noise away"
         )
         self.guidance = ipywidgets.FloatSlider(
-            value=4.0, min=0.0, max=10.0, step=0.5, description="Guidance", tooltip="how much it insists on your words"
+            value=pipe.drawing.guidance,
+            min=0.0,
+            max=10.0,
+            step=0.5,
+            description="Guidance",
+            tooltip="how much it insists on your words",
         )
         self.draw = ipywidgets.Button(description="Draw", button_style="primary", tooltip="draw the sentence")
         self.progress = ipywidgets.IntProgress(value=0, max=20, description="Step 0 of 20", style=_LABEL)
