@@ -176,6 +176,14 @@ def unit(x):
     return F.normalize(x, dim=1)
 
 
+def over_places(x):
+    return x / x.norm(dim=(2, 3), keepdim=True)
+
+
+def no_root(x):
+    return x / (x.square().sum(dim=1, keepdim=True) + 1e-8)
+
+
 def changing(a, b):
     a /= a.norm(dim=1, keepdim=True)
     return (a - unit(b)).square().sum(dim=1).mean(dim=(1, 2))
@@ -201,6 +209,8 @@ def shifted(x):
         (lambda a, b: (unit(a) - unit(b)).abs().sum(dim=1).mean(dim=(1, 2)), "absolute values"),
         (lambda a, b: 1 - F.cosine_similarity(a, b, dim=1).mean(dim=(1, 2)), "factor of 2"),
         (lambda a, b: (F.normalize(a, dim=2) - F.normalize(b, dim=2)).square().sum(dim=1).mean(dim=(1, 2)), "dim=1"),
+        (lambda a, b: (over_places(a) - over_places(b)).square().sum(dim=1).mean(dim=(1, 2)), "over the positions"),
+        (lambda a, b: (no_root(a) - no_root(b)).square().sum(dim=1).mean(dim=(1, 2)), "the length is its root"),
         (lambda a, b: feature_distance(a, b).mean(), "one number per picture"),
         (lambda a, b: (unit(a) - unit(b)).square().sum(dim=1), "the result has the shape"),
         (lambda a, b: (bare(a) - bare(b)).square().sum(dim=1).mean(dim=(1, 2)), "divide 0 by 0"),
@@ -263,6 +273,7 @@ def with_one_graph(rec, adv, layer):
     [
         (ratio(lambda r, a: a.norm() / (r.norm() + 1e-4)), "upside down"),
         (ratio(lambda r, a: (r**2).sum() / ((a**2).sum() + 1e-6)), "squared lengths"),
+        (ratio(lambda r, a: (r**2).sum() / ((a**2).sum() + 1e-4)), "squared lengths"),
         (ratio(lambda r, a: r.abs().sum() / (a.abs().sum() + 1e-4)), "absolute values"),
         (ratio(lambda r, a: r.abs().max() / a.abs().max()), "largest entries"),
         (ratio(lambda r, a: r.mean() / a.mean()), "signs cancel"),
@@ -271,7 +282,9 @@ def with_one_graph(rec, adv, layer):
         (lambda rec, adv, layer: rec / adv, "ratio of the two losses"),
         (ratio(lambda r, a: 7 * r.norm() / a.norm()), "the weight should be"),
         (ratio(lambda r, a: r.norm() / a.norm()), "you divide by 0"),
-        (ratio(lambda r, a: r.norm() / (a.norm() + 1e-6)), "clamped"),
+        (ratio(lambda r, a: (r.norm() / a.norm()).clamp(max=1e4)), "add 1e-4 to its length"),
+        (ratio(lambda r, a: r.norm() / (a.norm() + 1e-6)), "add 1e-4 to its length"),
+        (ratio(lambda r, a: r.norm() / (a.norm() + 1e-4)), "clamped"),
         (with_backward, "last_layer.grad"),
         (without_graph, "retain_graph"),
         (with_one_graph, "uses the graph up"),

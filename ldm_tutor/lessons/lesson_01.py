@@ -97,8 +97,8 @@ EXERCISES = (
             "It has learned to bear noise of the size of sigma, about 0.06, and bears more. Go up in steps of 0.1 and "
             "print PSNR and the share read.",
             "for k in range(1, 15):\n"
-            f"    made = decode(shipped, z[:{NUM_LOOKS}] + 0.1 * k * noise_like(z[:{NUM_LOOKS}], seed=0))\n"
-            f"    print(0.1 * k, float(psnr(made, pictures[:{NUM_LOOKS}]).mean()), ...)",
+            f"    noisy = decode(shipped, z[:{NUM_LOOKS}] + 0.1 * k * noise_like(z[:{NUM_LOOKS}], seed=0))\n"
+            f"    print(f'{{0.1 * k:.1f}}', float(psnr(noisy, pictures[:{NUM_LOOKS}]).mean()), ...)",
         ),
         solution="from ldm_tutor.lessons.lesson_01_judges import LEAST_READ, MOST_DB, looks\n"
         "\n"

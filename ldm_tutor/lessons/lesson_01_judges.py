@@ -82,6 +82,11 @@ _PARTS: tuple[tuple[_Formula, str], ...] = (
     (lambda m, v: -0.5 * (m**2 + v.exp() - 1 - v), "the sign is turned: a divergence is never negative"),
     (lambda m, v: 0.5 * (m**2 + (0.5 * v).exp() - 1 - v), "sigma stands where sigma squared, exp(logvar), belongs"),
     (lambda m, v: 0.5 * (m**2 + (2 * v).exp() - 1 - v), "you square twice: exp(logvar) is sigma squared already"),
+    (
+        lambda m, v: 0.5 * (m**2 + (2 * v).exp() - 1 - 2 * v),
+        "you take exp(logvar) for sigma: it is the variance, so square nothing and double nothing",
+    ),
+    (lambda m, v: 0.5 * (m**2 + v**2 - 1 - (v**2).log()), "you take logvar for sigma: sigma is exp(logvar / 2)"),
     (lambda m, v: 0.5 * (m**2 + v - 1 - v.log()), "you take logvar for the variance: the variance is exp(logvar)"),
     (lambda m, v: 0.5 * (m**2 + v.exp() - 1 - 0.5 * v), "log sigma squared is logvar itself, without another half"),
     (lambda m, v: 0.5 * (m**2 + v.exp() - v), "the 1 is missing: at mean 0 and sigma 1 the divergence must be 0"),
@@ -173,6 +178,8 @@ def _why_not_normal(noise: Tensor, logvar: Tensor) -> str:
         return "these are the means themselves, without noise"
     if torch.allclose(noise[0], noise[1], atol=1e-3):
         return "all pictures get the same noise: draw it in the shape of the whole batch, mean.shape"
+    if torch.allclose(noise, noise[..., :1, :1].expand_as(noise), atol=1e-3):
+        return "all positions get the same noise: every latent number has its own, so draw it in the shape of mean"
     spread = noise.std(dim=(0, 2, 3))
     sigma = (0.5 * logvar[0, :, 0, 0]).exp()
     for factor, reason in (
@@ -180,6 +187,7 @@ def _why_not_normal(noise: Tensor, logvar: Tensor) -> str:
         (logvar[0, :, 0, 0].abs() / sigma, "your noise is multiplied by logvar; sigma is exp(logvar / 2)"),
         (1 / sigma, "your noise is not scaled: multiply it by sigma, exp(logvar / 2)"),
         (sigma**3, "you square sigma twice over: exp(logvar / 2) is sigma"),
+        (torch.full_like(sigma, 12**-0.5), "torch.rand draws evenly from 0 to 1; normal noise is torch.randn"),
     ):
         if bool(((spread / factor - 1).abs() < 0.05).all()):
             return reason
@@ -207,6 +215,8 @@ def judge_scale(my_scale: Any) -> Verdict:
     if is_missing(result):
         return not_done("your function returns nothing yet: end it with `return` and the factor")
     tensor = _as_tensor(result)
+    if tensor is not None and tensor.shape == latents.shape:
+        return look_again("those are the latents, scaled; return the factor itself")
     if tensor is not None and tensor.numel() > 1:
         return look_again("return one factor for all channels together: latents.std() without dim")
     value = _number(result)

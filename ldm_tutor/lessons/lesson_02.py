@@ -108,18 +108,17 @@ EXERCISES = (
         kind="explore",
         difficulty=2,
         minutes=10,
-        task="A paint program sharpens too. Find the amount for which sharpen(pictures, amount) gives what the L2 "
-        f"autoencoder makes of the first {NUM_SHARPENED} held-out scenes the fine energy of the scenes themselves, "
+        task="A paint program sharpens too. Find the amount for which kit.sharpen(pictures, amount) gives what the L2 "
+        f"autoencoder makes of the first {NUM_SHARPENED} test scenes the fine energy of the scenes themselves, "
         "within 5%. Then look at the pictures, and at their perceptual distance.",
         hints=(
             "What does the amount 0 give, and does the fine energy rise or fall when the amount grows?",
-            f"reconstruct('l2', pictures[:{NUM_SHARPENED}]) gives the pictures, high_frequency_energy(...).mean() the "
-            "energy. Try whole amounts first, then tenths between the two that enclose the goal.",
-            f"real = pictures[:{NUM_SHARPENED}]\n"
-            "made = reconstruct('l2', real)\n"
+            f"made['l2'][:{NUM_SHARPENED}] are the pictures, high_frequency_energy(...).mean() is the energy. Try "
+            "whole amounts first, then tenths between the two that enclose the goal.",
+            f"wanted = high_frequency_energy(pictures[:{NUM_SHARPENED}]).mean()\n"
             "for amount in range(20):\n"
-            "    share = high_frequency_energy(sharpen(made, amount)).mean() / ...\n"
-            "    print(amount, share)",
+            f"    sharper = kit.sharpen(made['l2'][:{NUM_SHARPENED}], amount)\n"
+            "    print(amount, high_frequency_energy(...).mean() / ...)",
         ),
         solution="from ldm_tutor.lessons.lesson_02_kit import held_out_scenes, reconstruct, sharpen\n"
         "from ldm_tutor.metrics.pictures import high_frequency_energy\n\n"
