@@ -46,7 +46,7 @@ EXERCISES = (
         kind="predict",
         difficulty=2,
         minutes=4,
-        task="One picture, 20 steps, guidance 4. Which part takes the most time: the text encoder, the U-Net or the "
+        task="One picture, 20 steps, guidance 2. Which part takes the most time: the text encoder, the U-Net or the "
         "decoder? And how many grids of latents does the U-Net work through for it? Answer like "
         '("decoder", 3).',
         hints=(
@@ -125,20 +125,21 @@ EXERCISES = (
         kind="explore",
         difficulty=2,
         minutes=8,
-        task=f"Draw '{SENTENCE}' with seed {SEED} and 50 steps. Which is the smallest of "
+        task=f"Draw '{SENTENCE}' with seed {SEED}, sampler=\"ddim\" and 50 steps. Which is the smallest of "
         f"{', '.join(map(str, STEP_CHOICES))} steps whose picture differs from it by less than {NEAR} on average "
         "(mean absolute difference)?",
         hints=(
             "How do you measure the distance between two pictures that are tensors of the same shape?",
             "Draw with each number of steps, subtract the picture with 50 steps, take the absolute value, average.",
-            "target = pipe.draw([sentence], [7], num_steps=50)\n"
+            'target = pipe.draw([sentence], [7], num_steps=50, sampler="ddim")\n'
             "for num_steps in (1, 2, 5, 10, 20, 30):\n"
             "    gap = (pipe.draw(...) - target).abs().mean()",
         ),
         solution=f'sentence = "{SENTENCE}"\n'
-        f"target = pipe.draw([sentence], [{SEED}], num_steps=50)\n"
+        f'target = pipe.draw([sentence], [{SEED}], num_steps=50, sampler="ddim")\n'
         f"for answer in {STEP_CHOICES}:\n"
-        f"    gap = (pipe.draw([sentence], [{SEED}], num_steps=answer) - target).abs().mean()\n"
+        f'    drawn = pipe.draw([sentence], [{SEED}], num_steps=answer, sampler="ddim")\n'
+        "    gap = (drawn - target).abs().mean()\n"
         f"    if gap < {NEAR}:\n"
         "        break",
         judge=judges.judge_enough_steps,

@@ -112,7 +112,7 @@ def judge_costliest_part(answer: Any) -> Verdict:
     if rows in (21, 41):
         return look_again("the part is right; count the steps alone: decoding is the decoder's work, not the U-Net's")
     if rows == 80:
-        return look_again("the part is right; two per step are all: dpm++ uses the step before, not a second look")
+        return look_again("the part is right; two per step are all, with your sentence and without")
     return look_again("the part is right; the number is steps times grids per step, and guidance decides how many")
 
 
@@ -184,7 +184,9 @@ def _why_different(
         return "the latents went into the decoder with the scale factor still on them: divide by it, or use pipe.decode"
     for changes, reason in (
         ({"sampler": "dpm++"}, "your loop takes dpm++ steps: pass sampler='ddim'"),
+        ({"sampler": "ddpm"}, "your loop takes ddpm steps, the pipeline's default: pass sampler='ddim'"),
         ({"guidance": 4.0}, "your loop uses guidance 4: this exercise asks for guidance 1, one context per step"),
+        ({"guidance": 2.0}, "your loop uses guidance 2, the pipeline's default: this exercise asks for guidance 1"),
         ({"num_steps": 20}, "your loop takes 20 steps: this exercise asks for 10"),
         ({"num_steps": 50}, "your loop takes 50 steps, the sampler's own default: pass num_steps=10"),
     ):
@@ -253,9 +255,9 @@ def judge_enough_steps(answer: Any, pipe: Pipeline | None = None) -> Verdict:
         return look_again(_PASS_PIPE.format("enough_steps", "my_steps"))
     if answer not in STEP_CHOICES:
         return look_again(f"choose one of {', '.join(map(str, STEP_CHOICES))}")
-    target = pipe.draw([SENTENCE], [SEED], num_steps=50)
+    target = pipe.draw([SENTENCE], [SEED], num_steps=50, sampler="ddim")
     for num_steps in STEP_CHOICES:
-        gap = float((pipe.draw([SENTENCE], [SEED], num_steps=num_steps) - target).abs().mean())
+        gap = float((pipe.draw([SENTENCE], [SEED], num_steps=num_steps, sampler="ddim") - target).abs().mean())
         if gap < NEAR:
             if num_steps == answer:
                 return passed(f"{num_steps} steps come within {NEAR} of 50 steps, for a fraction of the time")
