@@ -42,7 +42,7 @@ NOTATION = {
     "probs": Symbol("A", "probs", "the attention map, $n \\times m$; every row sums to 1"),
     "c": Symbol("c", "context", "one vector per token of the sentence"),
     "latents": Symbol("x_t", "latents", "noisy latents at time step $t$"),
-    "t": Symbol("t", "t", "how noisy: 0 is clean, 999 is noise"),
+    "t": Symbol("t", "t", "how noisy: hardly at 0, nothing but noise at 999"),
     "t_step": Symbol("t", "t", "how noisy: one step of noise at 0, hardly anything else at 999"),
     "eps_hat": Symbol(r"\epsilon_\theta(x_t, t, c)", "eps_hat", "the noise that the U-Net sees in them"),
     "x0_hat": Symbol(r"\hat{x}_0", "x0_hat", "the clean latents that this noise implies"),
