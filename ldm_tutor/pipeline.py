@@ -89,8 +89,9 @@ class Pipeline:
     ) -> Pictures:
         """Draw one picture per sentence and seed.
 
-        `guidance`: 1 follows the sentence as trained, more insists on it. `negative`: what to move away from, one
-        text per picture. Errors: PromptError for a sentence that cannot be read, ConfigError for a setting.
+        `guidance`: 1 follows the sentence as trained, more insists on it. It and `sampler` are those of `drawing` where
+        none is given. `negative`: what to move away from, one text per picture. Errors: PromptError for a sentence that
+        cannot be read, ConfigError for a setting.
         """
         states = self.steps(
             prompts, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler, negative=negative, eta=eta
