@@ -34,7 +34,7 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from ldm_tutor.config import ClipConfig, ImageEncoderConfig, ModelConfig, TextEncoderConfig, scenes
+from ldm_tutor.config import ClipConfig, DrawingConfig, ImageEncoderConfig, ModelConfig, TextEncoderConfig, scenes
 from ldm_tutor.data.check import check_pictures, report
 from ldm_tutor.data.folders import read_pictures
 from ldm_tutor.data.scenes.datasets import to_float
@@ -455,7 +455,8 @@ denoiser = DenoiserStage(
 denoiser.learner.load_weights(load_model(resolve() / "unet.safetensors", "unet"))
 denoiser.learner.warmup = 5
 model = ModelConfig(name="robots", picture_size=64, autoencoder=tuned.config, clip=clip_config, unet=unet_config)
-pen = Pipeline(model, tokenizer, clip, denoiser.learner.ema, tuned, NoiseSchedule())
+draw_by = DrawingConfig(sampler="dpm++", guidance=3.0)
+pen = Pipeline(model, tokenizer, clip, denoiser.learner.ema, tuned, NoiseSchedule(), draw_by)
 PROMPTS = sentences[:: max(1, (len(sentences) - 1) // 5)][:6]
 STOPS, seen = (4, 12, 32), {}
 
@@ -464,7 +465,7 @@ def learn(steps):
     """Train, and draw the same sentences from the same seeds at each stop."""
     for record in train(denoiser, Budget(steps=steps), SCRATCH / "unet"):
         if record.step in STOPS:
-            seen[record.step] = pen.draw(PROMPTS, range(len(PROMPTS)), num_steps=8, guidance=3.0)
+            seen[record.step] = pen.draw(PROMPTS, range(len(PROMPTS)), num_steps=8)
         yield record.values["loss"]
 
 
@@ -514,7 +515,7 @@ print("held-out loss is within a fifth of the training loss:", abs(pair[1] / pai
 # one. As a loop, vectorised, and the package's:
 
 # %%
-drawn = pen.draw(HELD_CAPTIONS, range(len(HELD)), num_steps=8, guidance=3.0)
+drawn = pen.draw(HELD_CAPTIONS, range(len(HELD)), num_steps=8)
 
 
 def nearest_loop(made, train_set):
