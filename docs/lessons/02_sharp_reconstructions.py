@@ -92,8 +92,8 @@ print(f"PSNR {psnr(made['l2'], pictures).mean():.1f} dB")
 print(f"fine energy: {high_frequency_energy(made['l2']).mean() / fine:.0%} of the scenes' own")
 
 # %% [markdown]
-# The backgrounds are right, and where a thing should be is a stain: its colour more or less, its edges like fog, its
-# detail gone. *Fine energy* puts a number on it: cut the picture into waves with a Fourier transform and keep the power
+# The backgrounds are right, and where a thing should be is a stain: its colour a guess, its edges like fog, its detail
+# gone. *Fine energy* puts a number on it: cut the picture into waves with a Fourier transform and keep the power
 # of what repeats within four pixels or less. A tenth of it is left, and training longer does not bring it back; you
 # will see the curve. To see what really is going on, take a problem so small that you can solve it by hand.
 #
@@ -178,8 +178,8 @@ print("L1:", score(l1_loss))
 # \big\rVert_2^2$$
 #
 # The published one takes VGG16, trained on ImageNet, and learned weights $w_l$. Ours takes a small network that this
-# project trained to name the things in scenes, and all weights equal to 1. It gives four feature maps. One channel of
-# each, for a scene and for its L2 reconstruction:
+# project trained to name the things in scenes, and all weights equal to 1. It gives four feature maps; the last unites
+# the two before it. One channel of each, for a scene and for its L2 reconstruction, red above 0 and blue below:
 
 # %%
 perceptual = kit.loss_network()
@@ -265,18 +265,20 @@ show(picture_grid(shown, ["scene", *spoiled], scale=2), alt="A scene, then blurr
      "pixel and brighter, all equally far away in squared error.")  # fmt: skip
 
 # %% [markdown]
-# The same squared error, and a factor of two between the ends. Blur is what this distance likes least; a shift
-# by a pixel it forgives more easily, and brightness most easily of all. Ask it about the cars:
+# The same squared error, and a factor of more than two between the ends. Blur is what this distance likes least; a
+# shift it forgives more easily, and brightness most easily of all. Ask it about the cars:
 
 # %%
 with torch.inference_mode():
     print("perceptual:", score(perceptual))
     print("for comparison, L2:", score(l2_loss))
+    print("and L1:            ", score(l1_loss))
 
 # %% [markdown]
 # Read this carefully, because it is less than is often claimed. The distance does not *prefer* the sharp car. It
-# has merely stopped punishing it: where L2 asks 1.8 times the price of the smear, this one asks 1.1 times. So the doubt
-# is still averaged. The fog gets thinner, and does not lift.
+# has merely stopped punishing it: where L2 asks 1.8 times the price of the smear, this one asks 1.1 times. L1 asks no
+# more; but L1's favourite is the ragged median, and this distance has seen through it. So the doubt is still averaged.
+# The fog gets thinner, and does not lift.
 #
 # And the published LPIPS? The package `lpips` brings the learned weights, a few kilobytes. The backbone beneath them
 # has to be downloaded, and this course never downloads anything unasked. If one lies in the cache of your torch, the
@@ -501,8 +503,9 @@ show(figure, alt="The hinge loss of the fresh critic over 60 steps: it falls fro
 # $$\lambda = \frac{\lVert \nabla_L L_{\mathrm{rec}} \rVert}{\lVert \nabla_L L_G \rVert + 10^{-4}}
 # \qquad\Rightarrow\qquad \lVert \lambda \nabla_L L_G \rVert \approx \lVert \nabla_L L_{\mathrm{rec}} \rVert$$
 #
-# Everything that lies before the last layer gets its gradient through it. $\lambda$ is taken as a number: no gradient
-# flows into it. Then it is multiplied by a fixed weight, 0.5 in the paper's code and here. Check it:
+# Everything that lies before the last layer gets its gradient through it. The $10^{-4}$ keeps the division from
+# failing; it is the code's, where the paper has $10^{-6}$. $\lambda$ is taken as a number: no gradient flows into it.
+# Then it is multiplied by a fixed weight, 0.5 in the paper's code and here. Check it:
 
 # %%
 coder, real = kit.load_coder("perceptual"), pictures[:8]
@@ -586,8 +589,8 @@ show(picture_grid(rows, titles, columns=len(kit.LOOK_AT), scale=2), alt="One sce
 # ## Side by side
 
 # %%
-titles = ("PSNR in dB", "perceptual distance", "fine energy, share", "all kinds found, share")
-figure = views.bars_figure({NAMES[name]: table[name] for name in RUNS}, titles)
+forms = {"PSNR in dB": "{:.1f}", "perceptual distance": "{:.2f}", "fine energy": "{:.0%}", "all kinds found": "{:.0%}"}
+figure = views.bars_figure({NAMES[name]: table[name] for name in RUNS}, forms)
 show(figure, alt="Bars for five runs. L2 has the best PSNR, perceptual the smallest distance and the most kinds, the "
      "late critic the most fine energy; the early critic is behind the late one in all four.")  # fmt: skip
 for name in ("adversary", "adversary_at_0"):
@@ -662,7 +665,7 @@ print({name: f"{share:.0%}" for name, share in passing.items()})
 # %% [markdown]
 # Two surprises. The critic is not a measure of quality: it finds the pictures of its own pupil *least* real, since
 # those are the ones whose weaknesses it has studied. And it is unsure: even of the scenes a good part does not
-# pass. A critic that were sure of everything would lie beyond the hinge, and would have nothing left to teach.
+# pass. A critic that were sure of everything would lie beyond the hinge, and would have nothing left to learn.
 #
 # ## At full size
 #

@@ -109,13 +109,19 @@ def progress_figure(logs: Mapping[str, Log], fine: float) -> Figure:
     return figure
 
 
-def bars_figure(table: Mapping[str, Sequence[float]], titles: Sequence[str]) -> Figure:
-    """Draw one panel of bars per title, one bar per name in each: table[name][k] belongs to titles[k]."""
+def bars_figure(table: Mapping[str, Sequence[float]], forms: Mapping[str, str]) -> Figure:
+    """Draw one panel of bars per title in `forms`, one bar per name, all from 0; the k-th shows table[name][k].
+
+    `forms`: for each title how its values are written, such as "{:.1f}".
+    """
     with figure_style():
-        figure, axes = plt.subplots(1, len(titles), figsize=(11, 2.6), sharey=True)
-        for k, (panel, title) in enumerate(zip(axes, titles, strict=True)):
-            panel.barh(list(table), [values[k] for values in table.values()], color=list(COLORS.values())[: len(table)])
-            panel.set(title=title)
-        axes[0].set(xlim=(15, None))  # nothing in these runs is below 15 dB
+        figure, axes = plt.subplots(1, len(forms), figsize=(10, 2.4), sharey=True)
+        for k, (panel, (title, form)) in enumerate(zip(axes, forms.items(), strict=True)):
+            values = [each[k] for each in table.values()]
+            drawn = panel.barh(list(table), values, color=list(COLORS.values())[: len(table)])
+            panel.bar_label(drawn, [form.format(value) for value in values], padding=3)
+            panel.set(title=title, xlim=(0, 1.35 * max(values)), xticks=[])
+            panel.spines["bottom"].set_visible(False)
+            panel.grid(visible=False)
         axes[0].invert_yaxis()
     return figure
