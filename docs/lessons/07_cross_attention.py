@@ -564,8 +564,8 @@ show(figure, alt="Bars: many objects with the word hidden, few with all later to
 # Were you right? Hide the word, and most of the objects stay! The attention is not at fault; the mask did what it
 # says. But the text tower has already carried *cat* into every later token, since each sees those before it (lesson
 # 03). The U-Net reads the cat from *snow* and from the end marks. Only when the word **and all that came after it**
-# are hidden, the object goes. Background and place go with it, because they were said later. The other way round, the
-# word alone can be enough for the object.
+# are hidden, the object goes. Background and place go with it, because they were said later; where one of them fits all
+# the same, it is chance. The other way round, the word alone can be enough for the object.
 #
 # > **Key idea.** A mask removes a token, not a meaning. By the time that the U-Net looks, the words have already read
 # > each other.
