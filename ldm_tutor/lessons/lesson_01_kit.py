@@ -54,18 +54,20 @@ def neighbour_correlation(latents: Latents) -> float:
 def curves(
     panels: Sequence[tuple[str, Mapping[str, Sequence[float]]]],
     x: Sequence[float],
-    xlabel: str,
+    xlabel: str | Sequence[str],
     *,
     log: str = "",
     ticks: Sequence[float] | None = None,
 ) -> Figure:
     """Draw panels beside each other, each with its title and named curves over the same x.
 
-    `log`: which axes are logarithmic, "x", "y" or "xy". `ticks`: places on the x axis, written as they are.
+    `xlabel`: one name of the x axis for all panels, or one for each. `log`: which axes are logarithmic, "x", "y" or
+    "xy". `ticks`: places on the x axis, written as they are.
     """
+    below = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
     with figure_style():
         figure, row = plt.subplots(1, len(panels), figsize=(1.2 + 3.4 * len(panels), 3), squeeze=False)
-        for axes, (title, named) in zip(row[0], panels, strict=True):
+        for axes, (title, named), name_of_x in zip(row[0], panels, below, strict=True):
             for (name, y), line in zip(named.items(), _LINES, strict=False):
                 axes.plot(x, y, line, marker="o" if len(x) < 10 else "", label=name)
             if "x" in log:
@@ -75,7 +77,7 @@ def curves(
             if ticks is not None:
                 axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
                 axes.minorticks_off()
-            axes.set(xlabel=xlabel, title=title)
+            axes.set(xlabel=name_of_x, title=title)
             if len(named) > 1:
                 axes.legend(fontsize=9)
     return figure
