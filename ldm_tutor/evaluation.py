@@ -55,11 +55,13 @@ def evaluate_pictures(
 
     `settings` go to `Pipeline.draw`; `wrap` (such as tqdm) may show progress over an iterable of batches.
     Returns attribute accuracy (overall, by number of objects, per attribute, unseen pairs), the same for the real
-    pictures and for decoded ones (the ceilings), FID with its floor, and seconds per picture.
+    pictures and for decoded ones (the ceilings), FID with its floor, and seconds per picture. The judge sees pictures
+    of a larger model shrunk to 64 pixels.
     """
     show = wrap or (lambda batches, **_: batches)
-    test = render_scenes(num, "test", seed)
-    unseen = render_scenes(num, "unseen", seed)
+    side = pipeline.config.picture_size
+    test = render_scenes(num, "test", seed, side)
+    unseen = render_scenes(num, "unseen", seed, side)
     start = time.perf_counter()
     made = _collect(show(draw_many(pipeline, test.captions, seed=seed, **settings), desc="held-out sentences"))
     seconds = (time.perf_counter() - start) / num
@@ -67,7 +69,7 @@ def evaluate_pictures(
 
     accuracy = _accuracies(judge, made, test)
     decoded = reconstruct(pipeline, test)
-    reference = judge_features(judge, to_float(render_scenes(num_reference, "train", seed + 1).pictures))
+    reference = judge_features(judge, to_float(render_scenes(num_reference, "train", seed + 1, side).pictures))
     return {
         "attribute_accuracy": accuracy,
         "attribute_accuracy_unseen_pairs": _accuracies(judge, made_unseen, unseen),
@@ -88,7 +90,7 @@ def evaluate_pictures(
 
 def evaluate_autoencoder(pipeline: Pipeline, judge: Judge, *, num: int = 512, seed: int = 0) -> Report:
     """Measure reconstructions of held-out scenes: PSNR in dB, what the judge reads from them, the latents' spread."""
-    test = render_scenes(num, "test", seed)
+    test = render_scenes(num, "test", seed, pipeline.config.picture_size)
     real = to_float(test.pictures)
     made = reconstruct(pipeline, test)
     with torch.inference_mode():
@@ -105,7 +107,7 @@ def evaluate_autoencoder(pipeline: Pipeline, judge: Judge, *, num: int = 512, se
 
 def evaluate_clip(pipeline: Pipeline, *, num: int = 4096, seed: int = 0, batch_size: int = 64) -> Report:
     """Measure retrieval top-1 both ways in batches of distinct sentences, from `num` held-out scenes."""
-    test = render_scenes(num, "test", seed)
+    test = render_scenes(num, "test", seed, pipeline.config.picture_size)
     chosen = distinct_batches(test.captions, test.scenes, batch_size)
     tokens = pipeline.tokenizer([test.captions[i] for i in chosen])
     found = retrieval_top1(pipeline.clip, to_float(test.pictures[chosen]), tokens, batch_size)
@@ -138,7 +140,8 @@ def evaluate_grounding(
     show = wrap or (lambda batches, **_: batches)
     untrained, tally = untrained_like(pipeline.unet, seed), Tally()
     for start in show(range(0, num, batch_size), desc="scenes"):
-        scenes = render_scenes(min(batch_size, num - start), "test", seed, start=start, with_masks=True)
+        side = pipeline.config.picture_size
+        scenes = render_scenes(min(batch_size, num - start), "test", seed, side, start=start, with_masks=True)
         with torch.inference_mode():
             latents = pipeline.autoencoder.to_latents(to_float(scenes.pictures).to(pipeline.device), _rng())
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed + start)).to(latents)

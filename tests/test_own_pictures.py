@@ -209,7 +209,7 @@ def test_a_card_says_what_it_must(trained, tmp_path):
 def test_the_command_trains_on_a_folder(mine, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    monkeypatch.setattr(recipe, "own_config", lambda: CONFIG)
+    monkeypatch.setattr("ldm_tutor.training.options.own_config", lambda base: CONFIG)
     command = ["train", "autoencoder", "--data", str(mine), "--steps", "1", "--out", str(tmp_path), "--quiet"]
     result = CliRunner().invoke(program, [*command, "--precision", "float32", "--device", "cpu"])
     assert result.exit_code == 0, result.output

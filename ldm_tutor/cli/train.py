@@ -12,6 +12,7 @@ import typer
 
 from ldm_tutor.cli.files import check_folder
 from ldm_tutor.cli.options import MAX_SEED, PROGRAM, Device, usable_device, whole
+from ldm_tutor.cli.train_presets import DryRun, Frozen, PresetName, batch_of, check_preset, show_plan
 from ldm_tutor.errors import ConfigError, WeightsError
 
 EXAMPLE = "Example: ldm-tutor train all --minutes 90 --out runs/mine"
@@ -43,7 +44,10 @@ def train(
     ] = False,
     start_from: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Train the weights in this folder further, not random first ones."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Train the weights in this folder further, not random first ones; for sd_v1 also a diffusers folder.",
+        ),
     ] = None,
     decoder_only: Annotated[
         bool,
@@ -71,6 +75,9 @@ def train(
             show_default=False,
         ),
     ] = None,
+    preset: PresetName = None,
+    frozen: Frozen = None,
+    dry_run: DryRun = False,
     condition: Annotated[
         ConditionName | None,
         typer.Option(
@@ -83,15 +90,25 @@ def train(
     ] = None,
     batch: Annotated[
         int | None,
-        whole("--batch", 1, 1_000_000, "For the denoiser: rows of a batch, of all processes together; otherwise 32."),
+        whole(
+            "--batch",
+            1,
+            1_000_000,
+            "For the denoiser, and sd_v1's and celebahq's autoencoder: rows of a batch, of all processes together; "
+            "otherwise 32, or what the preset says.",
+        ),
     ] = None,
     accumulate: Annotated[
         int, whole("--accumulate", 1, 100_000, "For the denoiser: pieces in which a process computes its rows.")
     ] = 1,
     lr_rule: Annotated[
-        Literal["fixed", "linear", "root"],
-        typer.Option(help="What another --batch does to the learning rate: nothing, in proportion, or as its root."),
-    ] = "fixed",
+        Literal["fixed", "linear", "root"] | None,
+        typer.Option(
+            help="What another --batch does to the learning rate: nothing, in proportion, or as its root. "
+            "[default: fixed, or as the preset was published]",
+            show_default=False,
+        ),
+    ] = None,
     save_every: Annotated[
         float, typer.Option(metavar="X", min=0.0, help="Seconds from one checkpoint to the next.")
     ] = 120.0,
@@ -109,9 +126,12 @@ def train(
     """
     _check_budget(stage, minutes, steps)
     _check_condition(stage, condition, rank, data, decoder_only)
+    chosen_preset = check_preset(
+        preset, stage, condition=condition, data=data, frozen=frozen, dry_run=dry_run, timed=bool(steps or minutes)
+    )
     if resume and overwrite:
         raise typer.BadParameter("with --resume nothing is overwritten; choose one.", param_hint="'--overwrite'")
-    out = check_folder(out)
+    out = out if dry_run else check_folder(out)  # which makes the folder
     keep_freed_memory()
     chosen = str(usable_device(device))
 
@@ -119,8 +139,9 @@ def train(
 
     from ldm_tutor.training.learner import pick_device
     from ldm_tutor.training.loop import Budget
+    from ldm_tutor.training.options import TrainingOptions
     from ldm_tutor.training.processes import join
-    from ldm_tutor.training.recipe import BATCH_SIZE, OWN_SHARES, SHARES, TrainingOptions, train_all, train_stage
+    from ldm_tutor.training.recipe import OWN_SHARES, SHARES, train_all, train_stage
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -134,7 +155,7 @@ def train(
     if team.num_restarts and _began(out, names, team.launched_at):
         resume, overwrite = True, False
     with team.main_first():
-        if team.is_main:
+        if team.is_main and not dry_run:
             _check_earlier_runs(out, names, resume, overwrite)
     options = TrainingOptions(
         folder=out,
@@ -146,13 +167,20 @@ def train(
         show_progress=not quiet and team.is_main,
         start_from=start_from,
         decoder_only=decoder_only,
+        preset=chosen_preset,
+        frozen=frozen,
         data=data,
-        batch_size=batch or BATCH_SIZE,
+        batch_size=batch_of(chosen_preset, stage, batch),
         accumulate=accumulate,
         lr_rule=lr_rule,
         save_every=save_every,
         team=team,
     )
+    if dry_run:
+        if team.is_main:
+            show_plan(stage, options)
+        team.leave()
+        return
     written: list[Path] = []
     try:
         if condition is not None:
@@ -180,7 +208,7 @@ def train(
     for path in written:
         print(path)
     if condition is None:
-        print(_what_next(out))
+        print(_what_next(out, preset, options.full_size))
 
 
 def _check_budget(stage: str, minutes: float | None, steps: int | None) -> None:
@@ -211,7 +239,7 @@ def _check_earlier_runs(out: Path, names: tuple[str, ...], resume: bool, overwri
 
     What is to be overwritten goes at once: a later --resume would take old weights for finished stages.
     """
-    from ldm_tutor.training.recipe import OUTPUTS
+    from ldm_tutor.training.options import OUTPUTS
 
     checkpoints = [out / f"{name}.checkpoint" for name in names]
     if resume and len(names) == 1 and not checkpoints[0].is_file():
@@ -229,15 +257,21 @@ def _check_earlier_runs(out: Path, names: tuple[str, ...], resume: bool, overwri
 
 def _began(out: Path, names: tuple[str, ...], since: float) -> bool:
     """Whether something of these stages has been written since the launch: then a restarted run goes on from there."""
-    from ldm_tutor.training.recipe import OUTPUTS
+    from ldm_tutor.training.options import OUTPUTS
 
     paths = [out / f"{name}.checkpoint" for name in names] + [out / OUTPUTS[name] for name in names if name in OUTPUTS]
     return any(path.is_file() and path.stat().st_mtime >= since for path in paths)
 
 
-def _what_next(out: Path) -> str:
+def _what_next(out: Path, preset: str | None, full_size: bool) -> str:
     from ldm_tutor.pipeline import PARTS
 
+    if full_size:
+        if (out / "diffusers").is_dir():
+            return f'draw with it: {PROGRAM} draw "..." --weights {out / "diffusers"}'
+        if (out / f"{preset}.safetensors").is_file():
+            return f"look at {out / 'samples.png'}; for others: {PROGRAM} export --preset {preset} --format compvis ..."
+        return f"next: {PROGRAM} train denoiser --preset {preset} --out {out} ..."
     missing = [name for name in PARTS.values() if not (out / name).is_file()]
     if missing:
         return f"before it can draw, {out} still needs: {', '.join(missing)}"

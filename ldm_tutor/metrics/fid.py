@@ -9,15 +9,16 @@ from __future__ import annotations
 import torch
 
 from ldm_tutor.errors import ShapeError
-from ldm_tutor.models.judge import Judge
+from ldm_tutor.models.judge import Judge, as_seen
 from ldm_tutor.shapes import Float, Pictures, Tensor
 
 
 @torch.inference_mode()
 def judge_features(judge: Judge, pictures: Pictures, batch_size: int = 128) -> Float[Tensor, "n d"]:
-    """Return the judge's feature vector of each picture, float64, on the CPU; pictures in [-1, 1]."""
+    """Return the judge's feature vector of each picture in [-1, 1], of 64 pixels or more; float64, on the CPU."""
     device = next(judge.parameters()).device
-    return torch.cat([judge.embed(part.to(device).float()).double().cpu() for part in pictures.split(batch_size)])
+    seen = (as_seen(part.to(device).float()) for part in pictures.split(batch_size))
+    return torch.cat([judge.embed(part).double().cpu() for part in seen])
 
 
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:

@@ -12,7 +12,7 @@ from ldm_tutor.data.scenes.requests import Request
 from ldm_tutor.data.scenes.world import BACKGROUNDS, COLORS, KINDS, SIZES, place_of
 from ldm_tutor.errors import ShapeError
 from ldm_tutor.metrics.figures import Measured, share
-from ldm_tutor.models.judge import Judge
+from ldm_tutor.models.judge import Judge, as_seen
 from ldm_tutor.shapes import Pictures
 
 THRESHOLD = 0.4  # least probability of a centre for an object to count
@@ -46,11 +46,11 @@ class Reading:
 
 @torch.inference_mode()
 def read_pictures(judge: Judge, pictures: Pictures, batch_size: int = 128) -> list[Reading]:
-    """Return the judge's reading of each picture, (b, 3, H, W) in [-1, 1]."""
+    """Return the judge's reading of each picture, (b, 3, H, W) in [-1, 1]; larger ones are shrunk to 64 pixels."""
     readings: list[Reading] = []
     device = next(judge.parameters()).device
     for part in pictures.split(batch_size):
-        maps = judge(part.to(device).float())
+        maps = judge(as_seen(part.to(device).float()))
         heat = maps.heat.sigmoid()
         peaks = (heat == F.max_pool2d(heat[:, None], 5, stride=1, padding=2)[:, 0]) & (heat > THRESHOLD)
         side = heat.shape[-1]

@@ -17,6 +17,7 @@ from ldm_tutor.config import JudgeConfig
 from ldm_tutor.nn.blocks import Downsample, ResBlock, Upsample
 from ldm_tutor.shapes import FeatureMap, Float, Pictures, Tensor
 
+SIDE = 64  # pixels: it has learned what sizes mean in pictures of this side
 STRIDE = 4  # pixels between neighbouring cells of the judge's grid
 
 
@@ -31,6 +32,13 @@ class JudgeMaps:
     offset: Float[Tensor, "b 2 h w"]  # of the centre from the cell's upper left corner, (x, y) in cells
     extent: Float[Tensor, "b 2 h w"]  # (width, height) as fractions of the picture's side
     background: Float[Tensor, "b backgrounds"]
+
+
+def as_seen(pictures: Pictures) -> Float[Tensor, "b 3 h w"]:
+    """Return pictures as the judge knows them: larger ones shrunk to SIDE, each pixel the mean of those it covers."""
+    if pictures.shape[-1] <= SIDE:
+        return pictures
+    return F.interpolate(pictures, (SIDE, SIDE), mode="area")
 
 
 def _block(in_channels: int, out_channels: int) -> ResBlock:

@@ -42,10 +42,13 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.codebook.weight, -1 / size, 1 / size)
 
     def nearest(self, features: Latents) -> Int[Tensor, "b h w"]:
-        """Return the index of the code at the smallest distance from each feature vector."""
+        """Return the index of the code at the smallest distance from each feature vector, found in float32.
+
+        The distances of near codes differ by less than bfloat16 can tell.
+        """
         b, _, h, w = features.shape
-        codes = self.codebook.weight
-        z = features.permute(0, 2, 3, 1).flatten(0, 2)  # b c h w -> (b h w) c
+        codes = self.codebook.weight.float()
+        z = features.permute(0, 2, 3, 1).flatten(0, 2).float()  # b c h w -> (b h w) c
         distances = codes.pow(2).sum(dim=1) - 2 * z @ codes.T  # + |z|^2, the same for every code
         return distances.argmin(dim=1).view(b, h, w)
 

@@ -40,7 +40,8 @@ from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.shapes import Tensor
 from ldm_tutor.training.learner import pick_device, pick_dtype
 from ldm_tutor.training.loop import Budget, run_stage
-from ldm_tutor.training.recipe import TrainingOptions, cached_moments, caption_tokens
+from ldm_tutor.training.options import TrainingOptions
+from ldm_tutor.training.recipe import cached_moments, caption_tokens
 from ldm_tutor.training.stages.condition import RECIPES, ConditionStage
 from ldm_tutor.weights.files import atomic_file, load_model, read_header, sha256_of
 from ldm_tutor.weights.shipped import resolve

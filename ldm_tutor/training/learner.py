@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -45,6 +46,25 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else torch.float32
 
 
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """How a learner of a published model goes downhill: AdamW's numbers, and what `Learner` says of the others.
+
+    The defaults are those of the paper's denoisers: PyTorch's own for AdamW, no cut, no fall of the learning rate.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    ema_decay: float | None = 0.9999
+    warmup: int = 1
+    max_norm: float = math.inf
+    floor: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments for `Learner`, which a checkpoint keeps too."""
+        return asdict(self)
+
+
 LR_RULES = ("fixed", "linear", "root")
 
 
@@ -74,7 +94,8 @@ def _seconds(dtype: torch.dtype) -> float:
 class Learner(Generic[Network]):
     """A network under training. Compute with `.net`, call `.step` after backward, keep `.ema` for use afterwards.
 
-    `peak_lr` is reached after `warmup` steps; `lr_at` then follows half a cosine down to 2% at the end of the run.
+    `peak_lr` is reached after `warmup` steps; `lr_at` then follows half a cosine down to the share `floor` of it at the
+    end of the run; with a floor of 1 it stays. Gradients longer than `max_norm` are cut to it.
     `ema_decay` None keeps no running average: `.ema` is then the network itself. With a `team` of several processes
     the gradients are added up before each step, so the loss has to be a sum over this process's rows, divided by the
     size of the whole batch. A sharded team holds a part of every tensor in each process.
@@ -92,6 +113,7 @@ class Learner(Generic[Network]):
         ema_decay: float | None = 0.999,
         warmup: int = 200,
         max_norm: float = 1.0,
+        floor: float = 0.02,
         team: Team = ALONE,
     ) -> None:
         self.team = team
@@ -107,6 +129,7 @@ class Learner(Generic[Network]):
             for each in (self.network, self.ema) if self.ema is not self.network else (self.network,):
                 team.shard(each, dtype)
         self.peak_lr, self.warmup, self.max_norm, self.ema_decay = peak_lr, warmup, max_norm, ema_decay
+        self.floor = floor
         self.num_updates = 0
         self._params: list[torch.Tensor] = list(self.network.parameters())
         self._net_params: list[torch.Tensor] = list(self.net.parameters())
@@ -117,7 +140,8 @@ class Learner(Generic[Network]):
     def lr_at(self, progress: float) -> float:
         """Return the learning rate after a share `progress` (0 to 1) of the run."""
         rise = min(1.0, (self.num_updates + 1) / self.warmup)
-        return self.peak_lr * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.peak_lr * rise * (self.floor + (1 - self.floor) * fall)
 
     def step(self, progress: float) -> None:
         """Apply the gradients that backward left, update the running average, and forget the gradients."""

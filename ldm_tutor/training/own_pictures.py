@@ -12,7 +12,7 @@ import torch
 
 from ldm_tutor.config import ModelConfig, scenes
 from ldm_tutor.data.captioned import CaptionedPictures, summary
-from ldm_tutor.data.folders import read_pictures
+from ldm_tutor.data.folders import TORCHVISION, find_entries, read_pictures
 from ldm_tutor.models.tokenizer import Tokenizer, split_words
 
 log = logging.getLogger(__name__)
@@ -22,11 +22,19 @@ WARMUP = 50  # steps, at most: a run on some hundred pictures is short
 SHARES = {"autoencoder": 0.15, "clip": 0.08, "denoiser": 0.77}  # of the minutes of `train all --data`
 
 
-def own_config() -> ModelConfig:
-    """Return the course's model with room for more words: captions of real pictures use more than scenes do."""
-    model = scenes()
+def own_config(base: ModelConfig | None = None) -> ModelConfig:
+    """Return the course's model, or `base`, with room for more words: captions of pictures use more than scenes do."""
+    model = base or scenes()
     text = dataclasses.replace(model.clip.text, vocab_size=VOCABULARY)
     return dataclasses.replace(model, name="own", clip=dataclasses.replace(model.clip, text=text))
+
+
+def count_pictures(source: str) -> int:
+    """Return how many picture files a folder has, before one is read; 0 where that would take reading them all."""
+    if source.startswith(TORCHVISION):
+        return 0
+    form, entries = find_entries(source, lambda _: None)
+    return 0 if form == "shards" else sum(1 for _ in entries)
 
 
 @lru_cache(maxsize=2)

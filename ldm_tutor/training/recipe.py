@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,85 +17,42 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ldm_tutor.config import JudgeConfig, ModelConfig, scenes
+from ldm_tutor.config import JudgeConfig
 from ldm_tutor.data.captioned import CaptionedPictures
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes
 from ldm_tutor.data.scenes.draw import draw
 from ldm_tutor.data.scenes.sampling import caption_for, near_twin, sample_scene
 from ldm_tutor.data.scenes.words import describe
-from ldm_tutor.errors import ConfigError, WeightsError
-from ldm_tutor.losses.reconstruction import PerceptualDistance
+from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.tokenizer import Tokenizer
-from ldm_tutor.training.learner import LR_RULES, pick_device, pick_dtype, scaled_lr
+from ldm_tutor.training import full_size
+from ldm_tutor.training.learner import scaled_lr
 from ldm_tutor.training.loop import Budget, Stage, run_stage
+from ldm_tutor.training.memory import check_memory
+from ldm_tutor.training.options import MOST_SCENES, OUTPUTS, SCENES_SIDE, TrainingOptions, eye, needed, place
 from ldm_tutor.training.own_pictures import SHARES as OWN_SHARES
 from ldm_tutor.training.own_pictures import WARMUP as OWN_WARMUP
-from ldm_tutor.training.own_pictures import fingerprint, own_config, own_pictures, own_tokens, ready_for_text
-from ldm_tutor.training.processes import ALONE, Team
+from ldm_tutor.training.own_pictures import (
+    fingerprint,
+    own_pictures,
+    own_tokens,
+    ready_for_text,
+)
+from ldm_tutor.training.presets import with_larger_patches
+from ldm_tutor.training.processes import ALONE
 from ldm_tutor.training.stages.autoencoder import AutoencoderRecipe, AutoencoderStage
 from ldm_tutor.training.stages.clip import ClipStage
 from ldm_tutor.training.stages.denoiser import BATCH_SIZE, PEAK_LR, DenoiserStage, cache_moments
 from ldm_tutor.training.stages.judge import JudgeStage
 from ldm_tutor.weights.files import atomic_file, load_model, read_header
-from ldm_tutor.weights.shipped import resolve
 
 log = logging.getLogger(__name__)
 
 STAGES = ("perceptual", "judge", "autoencoder", "clip", "denoiser")
 SHARES = {"perceptual": 0.012, "judge": 0.028, "autoencoder": 0.25, "clip": 0.06, "denoiser": 0.65}  # of the minutes
 TWO_OBJECTS = 2.5  # the denoiser takes a scene of two objects this many times as often: they have more to tell apart
-OUTPUTS = {
-    "perceptual": "perceptual.safetensors",
-    "judge": "judge.safetensors",
-    "autoencoder": "autoencoder.safetensors",
-    "clip": "clip.safetensors",
-    "denoiser": "unet.safetensors",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """What all stages share. `num_scenes` scales the data: the denoiser sees this many pictures, the others less.
-
-    `start_from`: a folder of weights to train further, instead of random first weights. `decoder_only`: the
-    autoencoder's encoder stays as it is, and with it the latents that a U-Net knows. `data`: pictures and captions
-    to learn from instead of scenes, a folder or what else `ldm_tutor.data.folders` reads.
-
-    For the denoiser: `batch_size` rows in all, shared by the `team`, by each of it in `accumulate` pieces; `lr_rule`:
-    what another batch size does to the learning rate. A checkpoint is written every `save_every` seconds.
-    """
-
-    folder: Path
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    num_scenes: int = 100_000
-    num_workers: int = 0
-    show_progress: bool = True
-    start_from: Path | None = None
-    decoder_only: bool = False
-    config: ModelConfig | None = None
-    data: str | None = None
-    batch_size: int = BATCH_SIZE
-    accumulate: int = 1
-    lr_rule: str = "fixed"
-    save_every: float = 120.0
-    team: Team = ALONE
-
-    def __post_init__(self) -> None:
-        self.team.pieces(self.batch_size, self.accumulate)  # refuses what does not go round
-        if self.lr_rule not in LR_RULES:
-            raise ConfigError("--lr-rule", given=self.lr_rule, expected=f"one of {LR_RULES}")
-        if self.num_scenes < 64:
-            raise ConfigError("--num-scenes", given=self.num_scenes, expected="64 or more")
-        if self.decoder_only and self.start_from is None:
-            raise ConfigError("--decoder-only keeps an encoder", fix="say with --start-from which")
-
-    @property
-    def model(self) -> ModelConfig:
-        """The model to train; unless another is given the course's own, with room for more words for own pictures."""
-        return self.config or (scenes() if self.data is None else own_config())
 
 
 def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: bool = False) -> list[Path]:
@@ -105,18 +61,27 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
         raise ConfigError("stage", given=name, expected=f"one of {STAGES} or all")
     if options.team.size > 1 and name != "denoiser":
         return _by_the_first(name, budget, options, resume)
+    if options.full_size and name not in full_size.STAGES:
+        raise ConfigError(f"a full-size preset has no stage {name!r}", expected=f"one of {full_size.STAGES}")
+    if options.full_size and options.data is None:
+        raise ConfigError("a full-size preset learns from pictures of your own", fix="--data FOLDER")
+    if options.preset is not None and name in full_size.STAGES:
+        check_memory(name, options, *place(options))
     torch.manual_seed(options.seed)  # first weights
     stage = _build(name, options)
     if options.data is not None:
-        stage.settings["data"] = fingerprint(own_pictures(options.data, options.model.picture_size))
-        for learner in stage.learners.values():
+        stage.settings["data"] = fingerprint(own_pictures(options.data, options.side(name)))
+        for learner in stage.learners.values() if not options.full_size else ():
             learner.warmup = min(learner.warmup, OWN_WARMUP)
     before = _start_of(name, options)
     if before is not None and not resume:
         kind = "judge" if name == "perceptual" else OUTPUTS[name].removesuffix(".safetensors")
         learner = next(iter(stage.learners.values()))
-        learner.load_weights(load_model(_needed(before, name), kind))
-    return run_stage(
+        weights = full_size.start_weights(before, name) if options.full_size else load_model(needed(before, name), kind)
+        if isinstance(weights, Clip) and options.preset is not None:
+            weights = with_larger_patches(weights, options.model.clip)
+        learner.load_weights(weights)
+    written = run_stage(
         stage,
         budget,
         options.folder,
@@ -126,6 +91,11 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
         save_every=options.save_every,
         team=options.team,
     )
+    if options.full_size and name == "denoiser" and options.team.is_main:
+        assert options.preset is not None
+        coder, frozen = full_size.frozen_parts(options)
+        written += full_size.write_whole(options.folder, options.preset, stage.learners["unet"].ema, coder, frozen)
+    return written
 
 
 def _by_the_first(name: str, budget: Budget, options: TrainingOptions, resume: bool) -> list[Path]:
@@ -167,21 +137,19 @@ def _build(name: str, options: TrainingOptions) -> Stage:
             f"the stage {name!r} learns from scenes, whose contents are known to the last pixel",
             fix="with pictures of your own train autoencoder, clip and denoiser; the course's perceptual network helps",
         )
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.precision, device)
-    dtype = torch.bfloat16 if options.team.lead(float(dtype == torch.bfloat16)) else torch.float32  # one for all
-    model, folder = options.model, options.folder
+    device, dtype = place(options)
+    if options.full_size:
+        return full_size.build(name, options, device, dtype)
+    model = options.model
     if name in ("perceptual", "judge"):
         # The smaller network gets other first weights, so that no measurement is taken with what a loss has used.
         torch.manual_seed(options.seed + len(name))
         config = JudgeConfig(channels=16 if name == "perceptual" else 24)
         return JudgeStage(config, _judge_scenes(options), device=device, dtype=dtype, name=name)
     if name == "autoencoder":
-        eye = folder if options.data is None or (folder / OUTPUTS["perceptual"]).is_file() else resolve()
-        perceptual = PerceptualDistance(load_model(_needed(eye, "perceptual"), "judge"))
         pictures = _train_pictures(options).pictures
         recipe = AutoencoderRecipe(decoder_only=options.decoder_only)
-        return AutoencoderStage(model.autoencoder, pictures, perceptual, device=device, dtype=dtype, recipe=recipe)
+        return AutoencoderStage(model.autoencoder, pictures, eye(options), device=device, dtype=dtype, recipe=recipe)
     if name == "clip":
         data = _train_pictures(options) if options.data is None else _told_pictures(options)
         if (before := _start_of(name, options)) is not None:
@@ -205,15 +173,15 @@ def _start_of(name: str, options: TrainingOptions) -> Path | None:
     before = options.start_from
     if before is None or options.data is None or name != "clip":
         return before
-    same = read_header(_needed(before, "clip"))["config"] == options.model.clip.to_dict()
+    same = read_header(needed(before, "clip"))["config"] == options.model.clip.to_dict()
     if not same:
         log.info("clip: %s has another vocabulary, so it begins anew, with the words of %s", before, options.data)
     return before if same else None
 
 
 def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch.dtype) -> DenoiserStage:
-    autoencoder = load_model(_needed(options.folder, "autoencoder"), "autoencoder").to(device, dtype)
-    clip = load_model(_needed(options.folder, "clip"), "clip")
+    autoencoder = load_model(needed(options.folder, "autoencoder"), "autoencoder").to(device, dtype)
+    clip = load_model(needed(options.folder, "clip"), "clip")
     tokenizer = Tokenizer.load(options.folder / "tokenizer")
     if options.data is None:
         tokens, often = caption_tokens(options.num_scenes, options.seed, tokenizer), _picture_weights(options)
@@ -231,7 +199,7 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
         schedule=options.model.schedule,
         picture_weights=often,
         batch_size=options.batch_size,
-        peak_lr=scaled_lr(PEAK_LR, options.batch_size, BATCH_SIZE, options.lr_rule),
+        peak_lr=scaled_lr(PEAK_LR, options.batch_size, BATCH_SIZE, options.lr_rule or "fixed"),
         team=options.team,
         accumulate=options.accumulate,
     )
@@ -258,20 +226,20 @@ def cached_moments(
 def _kept_moments(
     options: TrainingOptions, autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype, weights: Path
 ) -> torch.Tensor:
-    path = options.folder / "latents.safetensors"
+    path, side = options.folder / "latents.safetensors", options.model.picture_size
     made_of = {
-        "autoencoder": hashlib.sha256(_needed(weights, "autoencoder").read_bytes()).hexdigest(),
+        "autoencoder": hashlib.sha256(needed(weights, "autoencoder").read_bytes()).hexdigest(),
         "num_scenes": str(options.num_scenes),
         "seed": str(options.seed),
-    }
+    } | ({} if side == SCENES_SIDE else {"picture_size": str(side)})
     if path.is_file():
         with safe_open(path, framework="pt") as kept:
             if kept.metadata() == made_of:
                 return kept.get_tensor("moments")
-    parts, chunk = [], 5_000
+    parts, chunk = [], max(250, 5_000 * SCENES_SIDE**2 // side**2)
     for start in range(0, options.num_scenes, chunk):
         count = min(chunk, options.num_scenes - start)
-        drawn = render_scenes(count, "train", options.seed, num_workers=options.num_workers, start=start)
+        drawn = render_scenes(count, "train", options.seed, side, options.num_workers, start=start)
         parts.append(cache_moments(autoencoder, drawn.pictures, device=device, dtype=dtype))
         log.info("encoded %d of %d pictures", start + count, options.num_scenes)
     moments = torch.cat(parts)
@@ -290,20 +258,10 @@ def caption_tokens(num_scenes: int, seed: int, tokenizer: Tokenizer, variants: i
     return torch.stack(told, dim=1)
 
 
-def _needed(folder: Path, stage: str) -> Path:
-    path = folder / OUTPUTS[stage]
-    if not path.is_file():
-        raise WeightsError(
-            f"{path} is missing: this stage builds on {stage!r}",
-            fix=f"run ldm-tutor train {stage} --out {folder} first",
-        )
-    return path
-
-
 def _train_pictures(options: TrainingOptions) -> ScenePictures | CaptionedPictures:
     if options.data is not None:
         return own_pictures(options.data, options.model.picture_size)
-    return _render(min(options.num_scenes, 40_000), "train", options)
+    return _render(min(options.num_scenes, MOST_SCENES), "train", options, options.model.picture_size)
 
 
 def _told_pictures(options: TrainingOptions) -> CaptionedPictures:
@@ -312,8 +270,8 @@ def _told_pictures(options: TrainingOptions) -> CaptionedPictures:
 
 
 def _twins(options: TrainingOptions) -> ScenePictures:
-    told = [near_twin(index, "train", options.seed) for index in range(min(options.num_scenes, 40_000))]
-    pictures = np.stack([draw(scene) for scene, _ in told])
+    told = [near_twin(index, "train", options.seed) for index in range(min(options.num_scenes, MOST_SCENES))]
+    pictures = np.stack([draw(scene, options.model.picture_size) for scene, _ in told])
     return ScenePictures(
         pictures=torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
         captions=[caption for _, caption in told],
@@ -325,7 +283,7 @@ def _judge_scenes(options: TrainingOptions) -> ScenePictures:
     """Return scenes of every kind, held-out pairs and threes too: who judges must know them all."""
     n = options.num_scenes
     counts = {"train": min(n, 20_000), "unseen": min(n, 8_000), "three": min(n, 4_000)}
-    parts = [_render(count, split, options) for split, count in counts.items()]
+    parts = [_render(count, split, options, SCENES_SIDE) for split, count in counts.items()]
     return ScenePictures(
         pictures=torch.cat([part.pictures for part in parts]),
         captions=[caption for part in parts for caption in part.captions],
@@ -334,5 +292,5 @@ def _judge_scenes(options: TrainingOptions) -> ScenePictures:
 
 
 @lru_cache(maxsize=4)
-def _render(count: int, split: str, options: TrainingOptions) -> ScenePictures:
-    return render_scenes(count, split, options.seed, num_workers=options.num_workers, progress=options.show_progress)
+def _render(count: int, split: str, options: TrainingOptions, side: int) -> ScenePictures:
+    return render_scenes(count, split, options.seed, side, options.num_workers, progress=options.show_progress)

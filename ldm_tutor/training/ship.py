@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ldm_tutor.errors import WeightsError
-from ldm_tutor.training.recipe import OUTPUTS
+from ldm_tutor.training.options import OUTPUTS
 from ldm_tutor.weights.files import KINDS, load_model, read_header, save_model, write_sums
 
 log = logging.getLogger(__name__)

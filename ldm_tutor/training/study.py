@@ -30,9 +30,8 @@ from ldm_tutor.sampling.noise import PictureNoise
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Context, Latents, Pictures, Tensor, Tokens
 from ldm_tutor.training.loop import Budget, train
-from ldm_tutor.training.stages.denoiser import DenoiserStage, cache_moments
+from ldm_tutor.training.stages.denoiser import NO_SPREAD, DenoiserStage, cache_moments
 
-NO_SPREAD = -30.0  # log variance of what is known exactly: pixels
 SIDE = 64
 MANY = 10**9  # steps: the run ends by the clock
 

@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 
-from ldm_tutor.config import AutoencoderConfig, DiscriminatorConfig
+from ldm_tutor.config import AutoencoderConfig, DiscriminatorConfig, VQAutoencoderConfig
 from ldm_tutor.data.scenes.datasets import to_float
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from ldm_tutor.losses.reconstruction import PIXEL_LOSSES, PerceptualDistance
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.discriminator import PatchDiscriminator
+from ldm_tutor.models.vector_quantizer import VQAutoencoder
 from ldm_tutor.shapes import Tensor
-from ldm_tutor.training.learner import Learner
+from ldm_tutor.training.learner import Descent, Learner
 from ldm_tutor.weights.files import save_model
+
+COURSE_CRITIC = DiscriminatorConfig(channels=32, num_layers=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,10 @@ class AutoencoderRecipe:
     The reference sums over pixels and weighs the summed KL 1e-6; here the pixel terms are means, and the KL is
     summed over the latent numbers of a picture. `decoder_only`: the encoder stays as it is. `pixel_loss`: "l1", or
     "l2" for the mean squared error.
+
+    For published models: `summed` sums the pixel terms over a picture as the reference does; `adversarial_step` is the
+    step with which the adversary joins, in place of a share of the run; `codebook_weight` is for an autoencoder with
+    one; `descent` is how both networks' weights change, and the critic's learning rate is then the autoencoder's.
     """
 
     perceptual_weight: float = 0.2
@@ -37,6 +44,10 @@ class AutoencoderRecipe:
     peak_lr: float = 1.5e-3
     decoder_only: bool = False
     pixel_loss: str = "l1"
+    summed: bool = False
+    adversarial_step: int | None = None
+    codebook_weight: float = 1.0
+    descent: Descent | None = None
 
     def __post_init__(self) -> None:
         if self.pixel_loss not in PIXEL_LOSSES:
@@ -45,15 +56,21 @@ class AutoencoderRecipe:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as a checkpoint keeps them: `pixel_loss`, which came later, only where it is not L1."""
-        values = dataclasses.asdict(self)
-        if self.pixel_loss == "l1":
-            del values["pixel_loss"]
-        return values
+        """Return the settings as a checkpoint keeps them: those that came later only where they are not the default."""
+        later = ("pixel_loss", "summed", "adversarial_step", "codebook_weight", "descent")
+        values, plain = dataclasses.asdict(self), dataclasses.asdict(AutoencoderRecipe())
+        return {name: value for name, value in values.items() if name not in later or value != plain[name]}
+
+    def adversary_joins(self, step: int, progress: float) -> bool:
+        """Whether the adversary takes part in a step, whose number counts from 0, after a share `progress` of a run."""
+        if self.adversarial_weight <= 0:
+            return False
+        by_share = progress >= self.adversarial_start
+        return by_share if self.adversarial_step is None else step >= self.adversarial_step
 
 
 class AutoencoderStage:
-    """L1 + perceptual distance + patch adversary + weak KL on pictures, uint8 (N, 3, H, W)."""
+    """L1 + perceptual distance + patch adversary + weak KL, or the codebook's loss, on pictures, uint8 (N, 3, H, W)."""
 
     name = "autoencoder"
 
@@ -72,7 +89,7 @@ class AutoencoderStage:
         self.recipe = recipe or AutoencoderRecipe()
         self.batch_size = self.recipe.batch_size
         self.perceptual = perceptual.to(device, dtype)
-        disc = discriminator or DiscriminatorConfig(channels=32, num_layers=2)
+        disc = discriminator or COURSE_CRITIC
         self.settings: dict[str, Any] = {
             "config": config.to_dict(),
             "recipe": self.recipe.to_dict(),
@@ -81,8 +98,13 @@ class AutoencoderStage:
             "precision": str(dtype),
         }
         common: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.coder = Learner(Autoencoder(config), peak_lr=self.recipe.peak_lr, **common)
-        self.critic = Learner(PatchDiscriminator(disc), peak_lr=5e-4, betas=(0.5, 0.9), ema_decay=None, **common)
+        critic: dict[str, Any] = {"peak_lr": 5e-4, "betas": (0.5, 0.9), "ema_decay": None}
+        if (descent := self.recipe.descent) is not None:
+            common |= descent.to_dict()
+            critic = {"peak_lr": self.recipe.peak_lr}
+        made = VQAutoencoder(config) if isinstance(config, VQAutoencoderConfig) else Autoencoder(config)
+        self.coder: Learner[Any] = Learner(made, peak_lr=self.recipe.peak_lr, **common)
+        self.critic = Learner(PatchDiscriminator(disc), **{**common, **critic})
         self.learners: dict[str, Learner[Any]] = {"autoencoder": self.coder, "discriminator": self.critic}
 
     def train_step(self, generator: torch.Generator, progress: float) -> dict[str, float]:
@@ -91,8 +113,8 @@ class AutoencoderStage:
         real = to_float(self.pictures[chosen]).to(self.device, self.dtype)
         net = self.coder.net
         with torch.set_grad_enabled(not recipe.decoder_only):
-            posterior = net.encode(real)
-        made = net.decode(posterior.sample(generator))
+            encoded = net.encode(real)
+        made, name, rest = self._decoded(net, encoded, generator)
         pixel = PIXEL_LOSSES[recipe.pixel_loss](made, real)
         values = {recipe.pixel_loss: pixel.item()}
         reconstruction = pixel
@@ -100,10 +122,12 @@ class AutoencoderStage:
             perceptual = self.perceptual(made, real).mean()
             reconstruction = pixel + recipe.perceptual_weight * perceptual
             values["perceptual"] = perceptual.item()
-        kl = posterior.kl().float().mean()
-        loss = reconstruction + recipe.kl_weight * kl
-        values["kl"] = kl.item()
-        adversary = progress >= recipe.adversarial_start and recipe.adversarial_weight > 0
+        if recipe.summed:
+            reconstruction = reconstruction * real[0].numel()
+        weight = recipe.kl_weight if name == "kl" else recipe.codebook_weight
+        loss = reconstruction + weight * rest
+        values[name] = rest.item()
+        adversary = recipe.adversary_joins(self.coder.num_updates, progress)
         if adversary:
             fooling = generator_loss(self.critic.net(made))
             balance = adaptive_weight(reconstruction, fooling, net.decoder.conv_out.weight)
@@ -118,11 +142,22 @@ class AutoencoderStage:
         values["critic"] = critic_loss.item() if adversary else 1.0  # 1 is the loss of an undecided critic
         return values
 
+    def _decoded(
+        self, net: Autoencoder | VQAutoencoder, encoded: Any, generator: torch.Generator
+    ) -> tuple[Tensor, str, Tensor]:
+        """Return the picture that comes back, and the loss of the latents themselves with its name."""
+        if isinstance(net, VQAutoencoder):
+            codes = net.quantizer(encoded)
+            return net.decoder(net.post_quant_conv(codes.latents)), "codebook", codes.loss.float()
+        return net.decode(encoded.sample(generator)), "kl", encoded.kl().float().mean()
+
     def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
-        scale = measure_scale(self.coder.ema, self.pictures[:512], self.device)
-        config = dataclasses.replace(self.config, scale_factor=scale)
-        path = folder / "autoencoder.safetensors"
-        save_model(path, self.coder.ema, kind="autoencoder", config=config, metadata=history)
+        path, config, kind = folder / "autoencoder.safetensors", self.config, "vq_autoencoder"
+        if not isinstance(config, VQAutoencoderConfig):  # with a codebook the latents are taken as they are
+            kind = "autoencoder"
+            scale = measure_scale(self.coder.ema, self.pictures[:512], self.device)
+            config = dataclasses.replace(config, scale_factor=scale)
+        save_model(path, self.coder.ema, kind=kind, config=config, metadata=history)
         return [path]
 
 
@@ -131,6 +166,6 @@ def measure_scale(autoencoder: Autoencoder, pictures: Tensor, device: torch.devi
     """Return 1 / standard deviation of the latents of `pictures`, uint8 (n, 3, H, W): the scale factor."""
     moments = [
         autoencoder.encode(to_float(part).to(device)).sample(torch.Generator().manual_seed(0))
-        for part in pictures.split(64)
+        for part in pictures.split(max(1, 64 * 64 * 64 // max(64 * 64, pictures.shape[-1] * pictures.shape[-2])))
     ]
     return round(1.0 / float(torch.cat(moments).std()), 5)

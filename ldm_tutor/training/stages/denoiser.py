@@ -9,32 +9,40 @@ import torch
 
 from ldm_tutor.config import ScheduleConfig, UNetConfig
 from ldm_tutor.data.scenes.datasets import to_float
+from ldm_tutor.errors import ConfigError
 from ldm_tutor.losses.denoising import noise_loss, step_weight
 from ldm_tutor.models.autoencoder import Autoencoder, DiagonalGaussian
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
+from ldm_tutor.models.vector_quantizer import VQAutoencoder
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Context, Float, Tensor, Tokens
-from ldm_tutor.training.learner import Learner
+from ldm_tutor.training.learner import Descent, Learner
 from ldm_tutor.training.processes import ALONE, Team
 from ldm_tutor.weights.files import save_model
 
 BATCH_SIZE, PEAK_LR = 32, 1e-3  # that go together, for the scenes U-Net
+NO_SPREAD = -30.0  # log variance of latents that are known exactly
 
 
 @torch.inference_mode()
 def cache_moments(
-    autoencoder: Autoencoder, pictures: Tensor, *, device: torch.device, dtype: torch.dtype
+    autoencoder: Autoencoder | VQAutoencoder, pictures: Tensor, *, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, "n c2 h w"]:
     """Encode pictures, uint8 (n, 3, H, W), once and for all: mean and log variance, float16, on the CPU.
 
     The encoder is frozen while the U-Net trains, so its work need not be repeated; drawing a fresh sample from the
-    stored moments costs nothing.
+    stored moments costs nothing. Where the autoencoder has a codebook, nothing is left to chance: no variance.
     """
     parts = []
-    for chunk in pictures.split(128):
-        posterior = autoencoder.encode(to_float(chunk).to(device, dtype))
-        parts.append(torch.cat([posterior.mean, posterior.logvar], dim=1).half().cpu())
+    at_once = max(1, 128 * 64 * 64 // (pictures.shape[-1] * pictures.shape[-2]))
+    for chunk in pictures.split(min(128, at_once)):
+        encoded = autoencoder.encode(to_float(chunk).to(device, dtype))
+        if isinstance(encoded, DiagonalGaussian):
+            moments = torch.cat([encoded.mean, encoded.logvar], dim=1)
+        else:
+            moments = torch.cat([encoded, torch.full_like(encoded, NO_SPREAD)], dim=1)
+        parts.append(moments.half().cpu())
     return torch.cat(parts)
 
 
@@ -42,7 +50,8 @@ class DenoiserStage:
     """Noise prediction on cached latents, with the text encoder frozen and the sentence dropped now and then.
 
     `moments`: float16 (n, 2 c, h, w) of `cache_moments`; `tokens`: (n, variants, context_length), several sentences
-    per picture, of which each step takes one; `empty`: the empty sentence, (1, context_length).
+    per picture, of which each step takes one; `empty`: the empty sentence, (1, context_length). All three of text are
+    None for a U-Net without a context. `descent`: how its weights change, without it as the course's own do.
     `balance_steps`: train with `step_weight`; the log shows the plain noise loss all the same.
     `picture_weights`: (n,), how often each picture is taken, relative to the others; all alike without it.
     `team`: the processes that share each batch, of `batch_size` rows in all; `accumulate`: in how many pieces each of
@@ -56,9 +65,9 @@ class DenoiserStage:
         config: UNetConfig,
         moments: Tensor,
         scale_factor: float,
-        text_encoder: TextEncoder,
-        tokens: Tensor,
-        empty: Tokens,
+        text_encoder: TextEncoder | None,
+        tokens: Tensor | None,
+        empty: Tokens | None,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -67,6 +76,7 @@ class DenoiserStage:
         peak_lr: float = PEAK_LR,
         drop_share: float = 0.1,
         balance_steps: bool = True,
+        descent: Descent | None = None,
         picture_weights: Tensor | None = None,
         team: Team = ALONE,
         accumulate: int = 1,
@@ -75,11 +85,19 @@ class DenoiserStage:
         self.config, self.batch_size, self.device, self.dtype = config, batch_size, device, dtype
         self.moments, self.scale_factor, self.drop_share = moments, scale_factor, drop_share
         self.tokens, self.empty = tokens, empty
+        if (config.context_dim is None) != (text_encoder is None):
+            raise ConfigError(
+                "DenoiserStage: the U-Net and the text encoder do not go together",
+                given=(config.context_dim, type(text_encoder).__name__),
+                expected="both, or a U-Net without a context and no text encoder",
+            )
         self.picture_weights = torch.ones(len(moments)) if picture_weights is None else picture_weights
         self.schedule = NoiseSchedule(schedule)
         weights = step_weight(self.schedule.alpha_bar) if balance_steps else self.schedule.alpha_bar**0
         self.weights = weights.float()
-        self.text_encoder = text_encoder.to(device, dtype).eval().requires_grad_(False)
+        if text_encoder is not None:
+            text_encoder = text_encoder.to(device, dtype).eval().requires_grad_(False)
+        self.text_encoder: Any = text_encoder  # None only where no step asks for it
         self.settings: dict[str, Any] = {
             "config": config.to_dict(),
             "schedule": self.schedule.config.to_dict(),
@@ -90,7 +108,10 @@ class DenoiserStage:
             "num_pictures": len(moments),
             "precision": str(dtype),
         }
-        self.learner = Learner(UNet(config), peak_lr=peak_lr, device=device, dtype=dtype, warmup=500, team=team)
+        settings: dict[str, Any] = {"warmup": 500} if descent is None else descent.to_dict()
+        if descent is not None:
+            self.settings["descent"] = settings
+        self.learner = Learner(UNet(config), peak_lr=peak_lr, device=device, dtype=dtype, team=team, **settings)
         self.learners: dict[str, Learner[Any]] = {"unet": self.learner}
 
     @torch.no_grad()
@@ -106,12 +127,10 @@ class DenoiserStage:
         t = torch.randint(self.schedule.num_steps, (b,), generator=generator)
         x_t = self.schedule.add_noise(x0, noise, t)
 
-        variant = torch.randint(self.tokens.shape[1], (b,), generator=generator)
-        dropped = torch.rand(b, generator=generator) < self.drop_share
-        tokens = torch.where(dropped[:, None], self.empty, self.tokens[chosen, variant])
+        tokens = self._told(chosen, generator)
         total = 0.0
         for rows in self.pieces:  # all processes have drawn the whole batch; each computes its own rows
-            context = self.context_of(tokens[rows].to(self.device))
+            context = None if tokens is None else self.context_of(tokens[rows].to(self.device))
             times = t[rows].to(self.device)
             eps_hat = self.learner.net(x_t[rows].to(self.device, self.dtype), times.float(), context)
             losses = noise_loss(eps_hat, noise[rows].to(self.device))
@@ -119,6 +138,14 @@ class DenoiserStage:
             total += losses.sum().item()
         self.learner.step(progress)
         return {"loss": self.team.total(total) / b}
+
+    def _told(self, chosen: Tensor, generator: torch.Generator) -> Tokens | None:
+        """Return a sentence for each chosen picture, the empty one now and then; None where there are none."""
+        if self.tokens is None or self.empty is None:
+            return None
+        variant = torch.randint(self.tokens.shape[1], (len(chosen),), generator=generator)
+        dropped = torch.rand(len(chosen), generator=generator) < self.drop_share
+        return torch.where(dropped[:, None], self.empty, self.tokens[chosen, variant])
 
     def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
         path = folder / "unet.safetensors"
