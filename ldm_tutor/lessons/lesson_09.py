@@ -120,10 +120,10 @@ EXERCISES = (
         difficulty=3,
         minutes=12,
         task=f"Find shares (cross, self) for the swap '{GENTLE_SOURCE}' to '{GENTLE_TARGET}' with seed {GENTLE_SEED}, "
-        "10 steps, without local blend, for which the judge sees the new thing and no old one, and the background "
+        "10 steps, without local blend, for which the judge sees one new thing and no old one, and the background "
         f"keeps {GENTLE_DB:.0f} dB or more. The check draws it, which takes a few seconds.",
         hints=(
-            "In the grid of shares above, which settings keep the background, and which lose the new thing?",
+            "In the second row of the grid above, which setting moves the rocket and draws it once?",
             "Draw it: pipe.edit_many with Injection(cross=..., self_=..., threshold=None), and measure with "
             "background(...).",
             "answer = (0.8, ...)",

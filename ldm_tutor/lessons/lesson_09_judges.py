@@ -17,9 +17,9 @@ from ldm_tutor.nn.attention import Row
 from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.shapes import Tensor
 
-GENTLE_SOURCE, GENTLE_TARGET, GENTLE_SEED = "a large yellow house in the snow", "a large yellow rocket in the snow", 7
-GENTLE_DB = 30.0  # what the background has to keep
-GENTLE_ANSWER = (0.8, 0.4)
+GENTLE_SOURCE, GENTLE_TARGET, GENTLE_SEED = "a large yellow house in the snow", "a large yellow rocket in the snow", 12
+GENTLE_DB = 40.0  # what the background has to keep
+GENTLE_ANSWER = (0.8, 0.0)
 
 # ---------------------------------------------------------------- how_many_steps
 
@@ -269,8 +269,8 @@ def judge_blend(my_blend: Any) -> Verdict:
 
 
 @lru_cache(maxsize=32)
-def gentle_result(cross: float, self_: float) -> tuple[bool, bool, float]:
-    """Draw the swap with these shares; return whether the new thing is seen, the old one gone, and the PSNR in dB."""
+def gentle_result(cross: float, self_: float) -> tuple[int, bool, float]:
+    """Draw the swap with these shares; return how many new things are seen, if the old one is gone, and the PSNR."""
     old, new = (next(w for w in text.split() if w in ("house", "rocket")) for text in (GENTLE_SOURCE, GENTLE_TARGET))
     injection = Injection(cross=cross, self_=self_, threshold=None)
     change = Change(source=GENTLE_SOURCE, target=GENTLE_TARGET, seed=GENTLE_SEED, injection=injection)
@@ -279,26 +279,29 @@ def gentle_result(cross: float, self_: float) -> tuple[bool, bool, float]:
     things = [(each, old) for each in source.objects] + [(each, new) for each in target.objects]
     boxes = [thing.box for thing, kind in things if thing.kind == kind]
     mask = outside(boxes, before.shape[-1])  # of all of them, as the lesson's own `background` counts
-    return seen_thing(target, new) is not None, seen_thing(target, old) is None, background_psnr(before, after, mask)
+    count = sum(thing.kind == new for thing in target.objects)
+    return count, seen_thing(target, old) is None, background_psnr(before, after, mask)
 
 
 def judge_gentle(answer: Any) -> Verdict:
-    """Judge (cross, self): the drawn swap shows the new thing alone and keeps the background."""
+    """Judge (cross, self): the drawn swap shows the new thing, once and alone, and keeps the background."""
     try:
         cross, self_ = (round(float(each), 4) for each in answer)
     except (TypeError, ValueError, RuntimeError):
         return look_again("the answer is two shares: (cross, self), such as (0.5, 0.5)")
     if not (0 <= cross <= 1 and 0 <= self_ <= 1):
         return look_again("both are shares of the steps: 0 to 1")
-    seen, gone, level = gentle_result(cross, self_)
-    if not seen:
+    count, gone, level = gentle_result(cross, self_)
+    if not count:
         return look_again("the judge does not see the new thing: it is held too fast in the old one's maps; take less")
     if not gone:
         return look_again("the judge still sees the old thing beside the new one; take less of the maps")
+    if count > 1:
+        return look_again("the new thing is there twice, where the old one was and beside it; take less of self")
     if level < GENTLE_DB:
         kept = f"{level:.2f} of {GENTLE_DB:g} dB only"
-        return look_again(f"the new thing is there, and the background keeps {kept}; take over more")
-    return passed(f"the new thing is there, the old one gone, and the background keeps {level:.0f} dB")
+        return look_again(f"the new thing is there, and the background keeps {kept}; take over more of cross")
+    return passed(f"the new thing is there once, the old one gone, and the background keeps {level:.0f} dB")
 
 
 def _as_tensor(result: Any) -> Tensor | None:

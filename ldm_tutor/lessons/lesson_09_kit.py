@@ -1,9 +1,9 @@
 """What lesson 09 needs beside its own code: the table of an alignment, a judge's colour, and edits measured in number.
 
-    ldm-tutor evaluate editing --num 120 --steps 10 --sampler dpm++ --guidance 4 --json editing.json
+    ldm-tutor evaluate editing --num 300 --sampler euler-a --json editing.json
     python -m ldm_tutor.lessons.lesson_09_kit editing.json
 
-keeps the figures of that measurement, some ten minutes on one CPU core, as figure_data/editing.json.
+keeps the figures of that measurement, half an hour on one CPU core, as figure_data/editing.json.
 """
 
 from __future__ import annotations
