@@ -211,6 +211,10 @@ def test_wrong_names_are_told_the_nearest():
 
 
 def test_what_is_printed_is_what_is_trained():
+    told = dict(recipe_lines(find_preset("middle"), "denoiser", 64, "linear"))
+    assert told["batch"] == "64 rows" and told["learning rate"].startswith("0.002 ")
+    told = dict(recipe_lines(find_preset("middle"), "autoencoder", 32))
+    assert told["batch"] == "16 rows" and told["learning rate"].startswith("0.0015 ")
     told = dict(recipe_lines(find_preset("celebahq"), "denoiser", 24))
     assert told["batch"] == "24 rows"
     assert told["learning rate"] == "4.8e-05, constant; published: 9.6e-05 for 48, rule 'linear'"
@@ -439,6 +443,15 @@ def test_the_count_is_near_to_what_backward_keeps():
     real = sum(size for size, _ in kept.values()) / 8
     counted = memory.unet_need(model.unet, model.latent_shape[1], None, torch.float32).per_row
     assert out.shape == x.shape and 0.9 * real < counted < 1.6 * real
+
+
+def test_every_counted_stage_of_the_middle_size_is_counted():
+    preset = find_preset("middle")
+    needs = {stage: stage_need(preset, stage, torch.float32, 10_000) for stage in memory.STAGES}
+    assert needs["autoencoder"].data == 2 * 10_000 * 3 * 128**2 == needs["clip"].data // 2
+    assert needs["denoiser"].data == 2 * 10_000 * 8 * 32**2 * 2  # mean and log variance in 16 bits, and once more
+    assert needs["clip"].parameters == sum(each.numel() for each in Clip(preset.model.clip, end_id=1).parameters())
+    assert all(need.per_row > 10**5 for need in needs.values())
 
 
 def test_needs_add_up():

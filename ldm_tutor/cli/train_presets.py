@@ -66,8 +66,8 @@ def check_preset(
     from ldm_tutor.training.presets import find_preset
 
     preset = find_preset(name)
-    if dry_run and stage not in STAGES:
-        raise typer.BadParameter(f"shows {' or '.join(STAGES)}, not {stage}.", param_hint="'--dry-run'")
+    if dry_run and stage not in (*STAGES, "clip"):
+        raise typer.BadParameter(f"shows autoencoder, clip or denoiser, not {stage}.", param_hint="'--dry-run'")
     if frozen is not None and (preset.paper is None or not preset.reads or stage != "denoiser"):
         raise typer.BadParameter("goes with the denoiser of sd_v1.", param_hint="'--frozen'")
     if preset.paper is None:
@@ -122,6 +122,6 @@ def show_plan(stage: str, options: TrainingOptions) -> None:
         told = f"; published: {run.reported_days:,.1f} {run.reported_on}-days" if run.reported_days else ""
         steps = f"{run.num_steps:,} steps of {run.batch_size}"
         lines.append(("bill", f"{steps}: {days:,.1f} A100-days at {UTILISATION:.0%} of its peak{told}"))
-    lines += [("otherwise", each) for each in preset.departures(stage)]
+    lines += [("note", each) for each in preset.departures(stage)]
     for name, told in lines:
         print(textwrap.fill(told, 110, initial_indent=f"{name:18}", subsequent_indent=" " * 18))

@@ -18,6 +18,7 @@ from torch import nn
 
 from ldm_tutor.config import (
     AutoencoderConfig,
+    ClipConfig,
     DiscriminatorConfig,
     JudgeConfig,
     ModelConfig,
@@ -28,6 +29,7 @@ from ldm_tutor.config import (
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.losses.reconstruction import PerceptualDistance
 from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.discriminator import PatchDiscriminator
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.text_encoder import TextEncoder
@@ -39,7 +41,9 @@ from ldm_tutor.training.options import MOST_SCENES, TrainingOptions
 from ldm_tutor.training.own_pictures import count_pictures
 from ldm_tutor.training.presets import TrainingPreset
 from ldm_tutor.training.stages.autoencoder import COURSE_CRITIC, AutoencoderRecipe
+from ldm_tutor.training.stages.clip import BATCH_SIZE as CLIP_BATCH
 
+STAGES = ("autoencoder", "clip", "denoiser")  # whose memory is counted; the others are the same for every preset
 PERCEPTUAL = JudgeConfig(channels=16)  # the network that compares pictures for the autoencoder
 
 
@@ -68,7 +72,7 @@ class Need:
 
 
 def stage_need(preset: TrainingPreset, stage: str, dtype: torch.dtype, num_pictures: int = 0) -> Need:
-    """Return what a stage of a preset takes, "autoencoder" or "denoiser", with so many pictures in main memory."""
+    """Return what a stage of a preset takes (one of STAGES) with so many pictures in main memory."""
     model, paper = preset.model, preset.paper
     pictures = 2 * 3 * num_pictures * preset.side(stage) ** 2  # twice for a moment, when they are put together
     if stage == "autoencoder":
@@ -76,6 +80,8 @@ def stage_need(preset: TrainingPreset, stage: str, dtype: torch.dtype, num_pictu
         averaged = paper is None or paper.coder.descent is None or paper.coder.descent.ema_decay is not None
         need = coder_need(model.autoencoder, critic, preset.side(stage), dtype, averaged=averaged)
         return dataclasses.replace(need, data=pictures)
+    if stage == "clip" and isinstance(model, ModelConfig):
+        return dataclasses.replace(clip_need(model.clip, dtype), data=2 * pictures)  # their near twins are as many
     text = model.clip.text if isinstance(model, ModelConfig) else None
     latents = 2 * 2 * 2 * num_pictures * math.prod(model.latent_shape)  # mean and log variance, 16 bits, twice
     kept = latents + (pictures if paper else 0)  # scenes are drawn and encoded a few thousand at a time
@@ -119,6 +125,20 @@ def coder_need(
 
     parameters = _count(coder) + _count(lambda: PatchDiscriminator(critic))
     return _need(parameters, make, dtype, averaged=averaged)
+
+
+def clip_need(config: ClipConfig, dtype: torch.dtype) -> Need:
+    """Return what training both towers takes."""
+
+    def clip() -> Clip:
+        return Clip(config, end_id=config.text.vocab_size - 1)
+
+    def make() -> Callable[[], Any]:
+        network, side, length = clip(), config.image.picture_size, config.text.context_length
+        pictures, tokens = torch.randn(1, 3, side, side), torch.zeros(1, length, dtype=torch.long)
+        return lambda: (network.image(pictures), network.text(tokens))
+
+    return _need(_count(clip), make, dtype, averaged=True)
 
 
 def _need(
@@ -195,7 +215,7 @@ def need_of(name: str, options: TrainingOptions, dtype: torch.dtype) -> Need:
         count = count_pictures(options.data)
     else:
         count = 0 if options.full_size else options.num_scenes
-        count = min(count, MOST_SCENES) if name == "autoencoder" else count
+        count = count if name == "denoiser" else min(count, MOST_SCENES)
     return stage_need(options.preset, name, dtype, count)
 
 
@@ -203,6 +223,8 @@ def rows_at_once(name: str, options: TrainingOptions) -> int:
     """Return how many rows of a batch a process computes at once."""
     if name == "autoencoder":
         return options.batch_size if options.full_size else AutoencoderRecipe().batch_size
+    if name == "clip":
+        return CLIP_BATCH
     pieces = options.team.pieces(options.batch_size, options.accumulate)
     return max(piece.stop - piece.start for piece in pieces)
 

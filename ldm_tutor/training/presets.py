@@ -20,6 +20,7 @@ from ldm_tutor.presets import PaperModel, unconditional256
 from ldm_tutor.training.bill import PaperRun, find_run
 from ldm_tutor.training.learner import Descent, scaled_lr
 from ldm_tutor.training.stages.autoencoder import AutoencoderRecipe
+from ldm_tutor.training.stages.denoiser import BATCH_SIZE, PEAK_LR
 
 BASE_LR = 4.5e-6  # of every autoencoder of the paper: times its batch
 CODER_SIDE = 256  # pixels, of the pictures on which every autoencoder of the paper was trained
@@ -171,11 +172,20 @@ def find_preset(name: str) -> TrainingPreset:
     )
 
 
+def _course_lines(stage: str, batch_size: int, rule: str | None) -> list[tuple[str, str]]:
+    if stage == "clip":
+        return []
+    rate, rows = AutoencoderRecipe().peak_lr, AutoencoderRecipe().batch_size
+    if stage == "denoiser":
+        rate, rows = scaled_lr(PEAK_LR, batch_size, BATCH_SIZE, rule or "fixed"), batch_size
+    return [("batch", f"{rows} rows"), ("learning rate", f"{rate:g} at its highest, falling to a fiftieth")]
+
+
 def recipe_lines(preset: TrainingPreset, stage: str, batch_size: int, rule: str | None = None) -> list[tuple[str, str]]:
-    """Return what a full-size stage is trained with, as pairs of a name and its value in words."""
+    """Return what a stage is trained with, as pairs of a name and its value in words."""
     paper = preset.paper
     if paper is None:
-        return [("recipe", "the course's own, as for scenes of 64 pixels")]
+        return [("recipe", "the course's own, as for scenes of 64 pixels"), *_course_lines(stage, batch_size, rule)]
     reference, lr, own = preset.published(stage)
     rate = preset.rate(stage, batch_size, rule)
     told = "" if batch_size == reference else f"; published: {lr:g} for {reference}, rule {rule or own!r}"

@@ -30,6 +30,7 @@ from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.training import full_size
 from ldm_tutor.training.learner import scaled_lr
 from ldm_tutor.training.loop import Budget, Stage, run_stage
+from ldm_tutor.training.memory import STAGES as COUNTED
 from ldm_tutor.training.memory import check_memory
 from ldm_tutor.training.options import MOST_SCENES, OUTPUTS, SCENES_SIDE, TrainingOptions, eye, needed, place
 from ldm_tutor.training.own_pictures import SHARES as OWN_SHARES
@@ -65,7 +66,7 @@ def train_stage(name: str, budget: Budget, options: TrainingOptions, *, resume: 
         raise ConfigError(f"a full-size preset has no stage {name!r}", expected=f"one of {full_size.STAGES}")
     if options.full_size and options.data is None:
         raise ConfigError("a full-size preset learns from pictures of your own", fix="--data FOLDER")
-    if options.preset is not None and name in full_size.STAGES:
+    if options.preset is not None and name in COUNTED:
         check_memory(name, options, *place(options))
     torch.manual_seed(options.seed)  # first weights
     stage = _build(name, options)

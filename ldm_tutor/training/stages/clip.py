@@ -17,6 +17,8 @@ from ldm_tutor.shapes import Tensor
 from ldm_tutor.training.learner import Learner
 from ldm_tutor.weights.files import save_model
 
+BATCH_SIZE = 128
+
 
 class ClipStage:
     """Contrastive training of both towers on pictures and their sentences.
@@ -38,7 +40,7 @@ class ClipStage:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        batch_size: int = 128,
+        batch_size: int = BATCH_SIZE,
         peak_lr: float = 1e-3,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
