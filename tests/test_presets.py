@@ -242,13 +242,13 @@ def test_a_rate_without_a_fall_and_without_a_cut():
     assert torch.equal(seen[0], before)
 
 
-def coder_stage(config, **changes):
+def coder_stage(config, dtype=torch.float32, **changes):
     torch.manual_seed(5)
     eye = PerceptualDistance(Judge(tiny.JudgeConfig(channels=8)))
     given = AutoencoderRecipe(batch_size=2, **changes)
     pictures = render_scenes(8, "train", seed=1, resolution=32).pictures
     torch.manual_seed(6)
-    return AutoencoderStage(config, pictures, eye, device=CPU, dtype=torch.float32, recipe=given)
+    return AutoencoderStage(config, pictures, eye, device=CPU, dtype=dtype, recipe=given)
 
 
 def gradients(stage, step=0, progress=0.0):
@@ -285,6 +285,18 @@ def test_a_codebook_learns_by_its_own_loss():
     assert weight.abs().sum() > 0
     once, _ = gradients(coder_stage(config, codebook_weight=1.0))
     torch.testing.assert_close(weight, 2 * once["quantizer.codebook.weight"])
+
+
+def test_a_codebook_is_searched_in_float32():
+    stage = coder_stage(tiny_faces().model.autoencoder, torch.bfloat16, adversarial_step=0, summed=True)
+    values = stage.train_step(torch.Generator().manual_seed(3), 0.0)
+    assert all(math.isfinite(value) for value in values.values())
+    quantizer = stage.coder.net.quantizer
+    assert quantizer.codebook.weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        quantizer.codebook.weight[:] = 1 + torch.arange(16)[:, None] / 128  # next to each other in bfloat16
+    own = quantizer.codebook.weight.detach().T.reshape(1, 3, 4, 4).clone()
+    assert quantizer.nearest(own).flatten().tolist() == list(range(16))
 
 
 def test_checkpoints_of_the_course_s_own_recipe_stay_readable():
