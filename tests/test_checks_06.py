@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm_tutor.data.scenes.datasets import render_scenes, to_float
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.lessons import lesson_06_kit as kit
 from ldm_tutor.lessons.checks import check
@@ -319,6 +320,13 @@ def test_figures_that_are_not_whole_are_named(tmp_path):
         broken.write_text(json.dumps(report | {"rows": rows}), encoding="utf-8")
         with pytest.raises(ConfigError, match=word):
             kit.load_figures(broken)
+
+
+def test_pictures_are_judged_one_by_one():
+    scenes = render_scenes(3, "test")
+    captions = ["a red car", *scenes.captions[1:]]  # scene 0 has a dog and a house
+    told, more = kit.judged(to_float(scenes.pictures), captions)
+    assert told.startswith("2 of 3 ") and more == [0]
 
 
 def test_measuring_gives_the_same_form(shipped):

@@ -27,6 +27,7 @@ from ldm_tutor.data.scenes.words import parse
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.evaluation import draw_many, load_judge
 from ldm_tutor.metrics.fid import frechet_distance, judge_features
+from ldm_tutor.metrics.figures import share
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.pipeline import Pipeline, load_pipeline
@@ -146,12 +147,17 @@ def quality_table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def share_right(pictures: Pictures, captions: list[str]) -> str:
-    """Return how many pictures show all of their sentence, with the interval, as text; the shipped judge reads them."""
-    found = attribute_accuracy(read_pictures(load_judge(), pictures), [parse(each) for each in captions])["all"]
-    assert found.interval is not None
-    low, high = found.interval
-    return f"{round(found.value * found.num)} of {found.num} (the truth is between {low:.0%} and {high:.0%})"
+def judged(pictures: Pictures, captions: list[str]) -> tuple[str, list[int]]:
+    """Return how many pictures show all of their sentence, as text, and which show more things than were asked for.
+
+    The shipped judge reads the pictures.
+    """
+    pairs = list(zip(read_pictures(load_judge(), pictures), map(parse, captions), strict=True))
+    right = share([asked.is_met_by(seen.objects, seen.background) for seen, asked in pairs])
+    assert right.interval is not None
+    low, high = right.interval
+    told = f"{round(right.value * right.num)} of {right.num} (the truth is between {low:.0%} and {high:.0%})"
+    return told, [k for k, (seen, asked) in enumerate(pairs) if len(seen.objects) > len(asked.objects)]
 
 
 def lump_eps(x: Tensor, a: float, mean: float = LUMP_MEAN, spread: float = LUMP_SPREAD) -> Tensor:
