@@ -197,7 +197,7 @@ class AttentionExplorer:
             placeholder="type a word of the sentence, then Enter",
             continuous_update=False,
             style=_LABELS,
-            layout=ipywidgets.Layout(max_width="420px"),
+            layout=ipywidgets.Layout(width="420px", max_width="100%"),
         )
         self.finder.observe(lambda change: self.find(change["new"]), "value")
         self.note = ipywidgets.HTML()

@@ -14,9 +14,15 @@ from ldm_tutor.plots.figures import bundle
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 ASLEEP = "This figure moves. Run the cell, and its controls appear here."
-# The picture that stands in for a live view disappears while the view below it lives.
+# The picture that stands in for a live view disappears while the view below it lives. The arrow of a list is black in
+# ipywidgets, also on the dark theme, and a chosen button there is hardly lighter than its neighbours.
 _CSS = """
 .jp-OutputArea-child:has(.ldm-asleep):has(+ .jp-OutputArea-child .ldm-live) { display: none; }
+[data-jp-theme-light="false"] .jupyter-widgets:has(.ldm-live) .widget-dropdown {
+  --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E\
+%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23ddd' stroke-width='2'/%3E%3C/svg%3E");
+}
+.jupyter-widgets:has(.ldm-live) .widget-toggle-button.mod-active { box-shadow: inset 0 -3px var(--jp-brand-color1); }
 """
 
 
