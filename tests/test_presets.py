@@ -190,7 +190,7 @@ def test_the_real_models_are_counted_without_memory(name, unet, autoencoder):
     coder = stage_need(preset, "autoencoder", torch.float32)
     assert coder.parameters == autoencoder + 2_765_633  # its critic
     assert coder.shared == 16 * coder.parameters  # no average
-    assert 3e8 < denoiser.per_row < 3e9 < 2 * coder.per_row
+    assert 5e8 < denoiser.per_row < 4e9 < 2 * coder.per_row
 
 
 def test_the_middle_size_is_the_course_s_model_on_a_larger_grid():
@@ -453,7 +453,7 @@ def test_the_count_is_near_to_what_backward_keeps():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = unet(x, t, context)
     real = sum(size for size, _ in kept.values()) / 8
-    counted = memory.unet_need(model.unet, model.latent_shape[1], None, torch.float32).per_row
+    counted = memory.unet_need(model.unet, model.latent_shape[1], None, torch.float32).per_row / memory.BORROWED
     assert out.shape == x.shape and 0.9 * real < counted < 1.6 * real
 
 
