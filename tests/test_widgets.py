@@ -230,7 +230,7 @@ def test_frames(shown):
 
 def test_the_studio_draws_what_the_pipeline_draws(studio, pipe):
     assert studio.draw_now()
-    wanted = figures.enlarge(figures.to_uint8(pipe.draw([SENTENCE], [7], num_steps=4, guidance=4.0))[0], 5)
+    wanted = figures.enlarge(figures.to_uint8(pipe.draw([SENTENCE], [7], num_steps=4))[0], 5)
     assert (picture_of(studio.picture.value) == wanted).all()
     assert SENTENCE in studio.caption.value and "seed 7" in studio.caption.value
     assert "Drawn in" in studio.status.value and "steps in a second" in studio.status.value
