@@ -615,8 +615,7 @@ print("numbers of the weights that each holds:", held, "of", sum(each.numel() fo
 curves = {"one process": unbroken, "two, one of them killed": curve, "two, sharded": sharded_curve}
 show(kit.curves_figure(curves, "step", "noise loss"), alt="Three loss curves that cannot be told apart.")
 for gpus in (1, 8, 64):
-    gigabytes = kept_bytes("Stable Diffusion v1-4", gpus, sharded=True) / 1e9
-    print(f"SD v1: numbers kept by each of {gpus:>2} GPUs, sharded: {gigabytes:.1f} GB")
+    print(f"SD v1: {gpus:>2} GPUs keep {kept_bytes('Stable Diffusion v1-4', gpus, sharded=True) / 1e9:.1f} GB each")
 
 # %% [markdown]
 # > **Check.** One picture, three curves. From here on, how many processes train is a matter of time and memory, and not
@@ -684,8 +683,7 @@ print(BillExplorer().caption(**corner))
 # course's model for scenes of 128 pixels.
 
 # %%
-for name, told in recipe_lines(find_preset("celebahq"), "denoiser", 48):
-    print(f"{name:18} {told}")
+print("\n".join(f"{name:18} {told}" for name, told in recipe_lines(find_preset("celebahq"), "denoiser", 48)))
 
 # %% [markdown]
 # ## In the paper, and at full size
