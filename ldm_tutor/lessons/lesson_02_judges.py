@@ -174,6 +174,10 @@ def _whole(x: Tensor) -> Tensor:
     return x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
+def _over_positions(x: Tensor) -> Tensor:
+    return x / x.norm(dim=(2, 3), keepdim=True)
+
+
 _GAP_SLIPS: tuple[tuple[_Distance, str], ...] = (
     (
         lambda a, b: (_whole(a) - _whole(b)).square().mean(dim=(1, 2, 3)),
@@ -181,13 +185,11 @@ _GAP_SLIPS: tuple[tuple[_Distance, str], ...] = (
     ),
     (
         lambda a, b: (_unit(a) - _unit(b)).square().mean(dim=(1, 2, 3)),
-        "the vectors have length 1 now. One fault is left: sum the squares over the channels, and take the mean over "
-        "the positions only",
+        "lengths are right. One fault is left: sum the squares over the channels, take the mean over positions only",
     ),
     (
         lambda a, b: (_whole(a) - _whole(b)).square().sum(dim=1).mean(dim=(1, 2)),
-        "the sum is right. One fault is left: you divide by the length of the whole feature map; every position has a "
-        "vector of its own, over the channels",
+        "the sum is right. One fault is left: each position has a vector and a length of its own, over the channels",
     ),
     (
         lambda a, b: (a - b).square().sum(dim=1).mean(dim=(1, 2)),
@@ -214,7 +216,7 @@ _GAP_SLIPS: tuple[tuple[_Distance, str], ...] = (
         "you normalise along the rows; the vector at a position runs over the channels, dim=1",
     ),
     (
-        lambda a, b: (F.normalize(a, dim=(2, 3)) - F.normalize(b, dim=(2, 3))).square().sum(dim=1).mean(dim=(1, 2)),
+        lambda a, b: (_over_positions(a) - _over_positions(b)).square().sum(dim=1).mean(dim=(1, 2)),
         "you normalise each channel over the positions; the vector at a position runs over the channels, dim=1",
     ),
     (
