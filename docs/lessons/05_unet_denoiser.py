@@ -632,7 +632,7 @@ print("from stop to stop the error in the latents gets smaller:", sorted(ladder,
 
 # %%
 pens = [dataclasses.replace(pipe, unet=net) for net in snapshots.values()]
-drawn = [pen.draw(test.captions[:3], [0, 1, 2], num_steps=12, guidance=3.0) for pen in pens]
+drawn = [pen.draw(test.captions[:3], [0, 1, 2], num_steps=12, guidance=3.0, sampler="dpm++") for pen in pens]
 figure = picture_grid(torch.stack(drawn, dim=1).flatten(0, 1), titles * 3, scale=2)
 show(figure, alt="Three sentences drawn from pure noise after 0 to 6,400 steps: noise, then backgrounds, then objects.")
 print(f"parameters: this U-Net {see.count(snapshots[0]):,}, the shipped one {see.count(pipe.unet):,}")

@@ -121,7 +121,8 @@ def keep_outside(state):
     return hole * state.latents + (1 - hole) * known
 
 
-states = list(pipe.steps(sentences, seeds, num_steps=STEPS, edit=keep_outside))
+usual = {"num_steps": STEPS, "sampler": "dpm++", "guidance": 4.0}  # as the package's `repaint` draws
+states = list(pipe.steps(sentences, seeds, **usual, edit=keep_outside))
 naive = torch.where(masks > 0, pipe.decode(states[-1].latents), pictures)
 theirs = repaint(pipe, pictures, masks, seeds, prompts=sentences, num_steps=STEPS)
 show(picture_grid(naive, ["background", "a house", "half a car", "a ball"], columns=4, scale=3),
@@ -392,7 +393,7 @@ mine = draw_with(MyConditioned(wide, given, dropped, 4.0), seeds)
 package = draw_with(Conditioned(wide, given, dropped, 4.0), seeds)
 print("equal to the package's:", bool((mine - package).abs().max() < 0.02))
 print("and to the plain model, which has no new channels:", bool(
-    (mine - pipe.draw(sentences, seeds, num_steps=STEPS)).abs().max() < 0.02))  # fmt: skip
+    (mine - pipe.draw(sentences, seeds, **usual)).abs().max() < 0.02))  # fmt: skip
 old = pipe.unet.conv_in.weight.detach()
 starts = {"random": nn.Conv2d(5, 64, 3).weight.detach(), "copied": old[:, [0, 0, 1, 2, 3]]}
 panels = {"zero": mine}

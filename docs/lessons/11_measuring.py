@@ -68,7 +68,7 @@ pipeline, judge = load_pipeline(), load_judge()
 test = render_scenes(240, "test")
 real = to_float(test.pictures)
 few = test.captions[:32]
-drawn = {s: torch.cat(list(draw_many(pipeline, few, num_steps=10, guidance=s))) for s in (1.0, 4.0)}
+drawn = {s: torch.cat(list(draw_many(pipeline, few, num_steps=10, guidance=s, sampler="dpm++"))) for s in (1.0, 4.0)}
 rows = {"real": real[:6], "scale 1": drawn[1.0][:6], "scale 4": drawn[4.0][:6]}
 ALT = "Six sentences: the real scene, drawn without guidance, and with scale 4. The drawn ones look like the real ones."
 show(kit.rows_figure(rows, few[:6], scale=2), alt=ALT)
