@@ -298,11 +298,7 @@ SCHEDULE_KINDS = ("linear", "scaled_linear", "cosine")
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingConfig(Config):
-    """How a model draws a sentence unless told otherwise.
-
-    Measured for the course's model, as README says: a sampler that adds noise at every step, with little guidance,
-    draws a thing twice less often than "dpm++" with 4.
-    """
+    """How a model draws a sentence unless told otherwise; for the course's model, what did best (CONTRIBUTING.md)."""
 
     sampler: str = "ddpm"
     guidance: float = 2.0
@@ -374,33 +370,21 @@ def scenes() -> ModelConfig:
     """The course's own model: 64x64 captioned scenes, 16x16x4 latents, trained on two CPU cores."""
     text = TextEncoderConfig(vocab_size=768, context_length=32, width=128, num_layers=4, num_heads=4, mlp_width=512)
     image = ImageEncoderConfig(picture_size=64, patch_size=8, width=128, num_layers=4, num_heads=4, mlp_width=512)
-    return ModelConfig(
-        name="scenes",
-        picture_size=64,
-        autoencoder=AutoencoderConfig(
-            channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=4, scale_factor=1.0
-        ),
-        clip=ClipConfig(text=text, image=image, embed_dim=128),
-        unet=UNetConfig(
-            channels=64,
-            channel_mult=(1, 2, 3),
-            num_res_blocks=1,
-            attention_levels=(1, 2),
-            num_heads=4,
-            context_dim=128,
-            norm_groups=16,
-        ),
+    clip = ClipConfig(text=text, image=image, embed_dim=128)
+    autoencoder = AutoencoderConfig(
+        channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=4, scale_factor=1.0
     )
+    unet = UNetConfig(
+        channels=64, channel_mult=(1, 2, 3), num_res_blocks=1, attention_levels=(1, 2), num_heads=4, context_dim=128,
+        norm_groups=16,
+    )  # fmt: skip
+    return ModelConfig(name="scenes", picture_size=64, autoencoder=autoencoder, clip=clip, unet=unet)
 
 
 def sd_v1() -> ModelConfig:
     """Stable Diffusion v1: 512x512 pictures, 64x64x4 latents, CLIP ViT-L/14."""
     return ModelConfig(
-        name="sd_v1",
-        picture_size=512,
-        autoencoder=AutoencoderConfig(),
-        clip=ClipConfig(),
-        unet=UNetConfig(),
+        name="sd_v1", picture_size=512, autoencoder=AutoencoderConfig(), clip=ClipConfig(), unet=UNetConfig()
     )
 
 

@@ -12,6 +12,7 @@ from tiny import CONFIG, make_pipeline
 
 from ldm_tutor import open_model
 from ldm_tutor.cli import main
+from ldm_tutor.config import FOREIGN_DRAWING, DrawingConfig
 from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.models.tuning import tune
 from ldm_tutor.open_model import open_parts, open_pipeline, pipeline_of
@@ -70,7 +71,8 @@ def test_every_place_draws_the_same(pipe, places, tiny_preset, tiny_folder, what
     opened = open_pipeline(**arguments.get(what, single_file(places, what)))
     assert opened.config.latent_shape == pipe.config.latent_shape
     assert opened.config.name == {"ours": tiny_folder.name}.get(what, what.split(".")[0])
-    settings = {"num_steps": 3, "sampler": "ddim"}
+    settings = {"num_steps": 3, "sampler": "ddim", "guidance": 4.0}
+    assert opened.drawing == (DrawingConfig() if what == "ours" else FOREIGN_DRAWING)
     wanted = pipe.draw(PROMPTS, SEEDS, **settings)
     assert wanted.std() > 0.05
     assert (opened.draw(PROMPTS, SEEDS, **settings) - wanted).abs().max() < 1e-5  # foreign ones are made fast

@@ -65,9 +65,12 @@ def save_folder(folder):
     pipe = make_pipeline()
     pipe.tokenizer.save(folder / "tokenizer")
     judge = JudgeConfig(channels=8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        reader = Judge(judge)
     schedule = {"schedule": CONFIG.schedule.to_dict()}
     save_model(folder / "autoencoder.safetensors", pipe.autoencoder, kind="autoencoder", config=CONFIG.autoencoder)
     save_model(folder / "clip.safetensors", pipe.clip, kind="clip", config=CONFIG.clip)
     save_model(folder / "unet.safetensors", pipe.unet, kind="unet", config=CONFIG.unet, metadata=schedule)
-    save_model(folder / "judge.safetensors", Judge(judge), kind="judge", config=judge)
+    save_model(folder / "judge.safetensors", reader, kind="judge", config=judge)
     return folder

@@ -340,7 +340,7 @@ with figure_style():
     figure, axes = plt.subplots(figsize=(6.4, 2.6))
     axes.plot(range(2, 21), moves, marker="o")
     axes.set(xlabel="step", ylabel="change of the guess", ylim=(0, None), xticks=range(2, 21, 2))
-show(figure, alt="A falling curve: the guess changes most in the first steps and hardly at all in the last.")
+show(figure, alt="A curve that falls, with bumps: the guess changes most in the first steps and least in the last.")
 print("the first five changes are larger than the last five:", sum(moves[:5]) > sum(moves[-5:]))
 
 # %% [markdown]

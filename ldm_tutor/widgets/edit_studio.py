@@ -77,7 +77,7 @@ def outlined(picture: Pictures, region: Bool[Tensor, "H W"] | None) -> Pixels:
 class EditStudio:
     """The studio's controls and what they do; `edit_studio` shows one. No method raises for what a user writes."""
 
-    def __init__(self, pipe: Pipeline, source: str = SOURCE, target: str = TARGET, seed: int = 7) -> None:
+    def __init__(self, pipe: Pipeline, source: str = SOURCE, target: str = TARGET, seed: int = 16) -> None:
         self.pipe = pipe
         self.drawn: dict[Setting, tuple[Pictures, Pictures]] = {}  # the latest NUM_KEPT
         self.shown: Setting | None = None
@@ -250,7 +250,7 @@ class EditStudio:
         return f"EditStudio({self.source.value!r}, {self.target.value!r}, seed={self.seed.value})"
 
 
-def edit_studio(pipe: Pipeline, source: str = SOURCE, target: str = TARGET, seed: int = 7) -> None:
+def edit_studio(pipe: Pipeline, source: str = SOURCE, target: str = TARGET, seed: int = 16) -> None:
     """Show the studio with a first edit, which also stands there without a kernel; PromptError where it cannot be."""
     studio = EditStudio(pipe, source, target, seed)
     if not studio.draw_now():
