@@ -561,7 +561,7 @@ for key in ("new_object", "rest_kept"):
 # the thing is fixed then, the rest of the scene is not.
 #
 # These are 16 swaps, and the intervals are wide. Here are 300 of each kind of edit, measured as the command below does
-# it and kept with the course: in 20 steps, by `euler-a`, another sampler that adds noise at every step.
+# it and kept with the course: in 20 steps, by `euler-a`, which is DDPM by another name.
 
 # %%
 measured = kit.load_measured()
