@@ -5,6 +5,7 @@ processes of their own, so the network block reaches them as a start-up file of 
 """
 
 import inspect
+import logging
 import os
 import random
 import sys
@@ -191,8 +192,9 @@ def fixed_seeds(two_threads):
 
 
 @pytest.fixture(autouse=True)
-def no_figures():
-    """No test meets a figure that another has left open."""
+def nothing_left():
+    """No test meets a figure that another has left open, nor the stream that another's command wrote its news to."""
+    logging.getLogger("ldm_tutor").handlers.clear()
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
         pyplot.close("all")

@@ -366,7 +366,7 @@ def test_studio(widgets):
         picture = pipe.draw([sentence], [seed], num_steps=num_steps, guidance=scale)
         return view.shows(enlarge(to_uint8(picture)[0], 5).astype(int), f"{sentence}, seed {seed}")
 
-    first = drawn("a red cat", 7, 20, 4)
+    first = drawn("a red cat", 7, 20, 2)
     sentence, draw = view.control("textbox", "Sentence"), view.control("button", "Draw")
     # Words by keyboard and by mouse: the sentence follows, the picture waits.
     changes = {"Object": "rocket", "Size": "large", "Place": "left", "Background": "night", "Second object": "boat"}
@@ -384,7 +384,7 @@ def test_studio(widgets):
     view.stays(first, "a change of steps and guidance before Draw")
     told = sentence.input_value()
     draw.click()
-    second = drawn(told, 7, 3, 5)
+    second = drawn(told, 7, 3, 3)
     assert (second != first).any()
     seed = view.control("spinbutton", "Seed")
     seed.fill("11")
@@ -392,7 +392,7 @@ def test_studio(widgets):
     view.stays(second, "a new seed before Draw")
     draw.focus()
     page.keyboard.press("Enter")
-    third = drawn(told, 11, 3, 5)
+    third = drawn(told, 11, 3, 3)
     assert (third != second).any()
     view.click_track("Guidance", 0.9)
     view.click_track("Steps", 0.2)

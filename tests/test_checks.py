@@ -241,7 +241,7 @@ def test_costliest_part_right(answer):
         (("U-Net", 20), "each step needs two"),
         (("U-Net", 1), "enough for one step"),
         (("U-Net", 41), "decoder's work"),
-        (("U-Net", 80), "a second look"),
+        (("U-Net", 80), "two per step are all"),
         (("U-Net", 1000), "steps times grids"),
         (("U-Net", "many"), "a number"),
         (("noise", 3), "one of"),
@@ -295,7 +295,9 @@ DRAW_SLIPS = {
     "another seed": lambda pipe, s, seed: own_draw(pipe, s, 0),
     "another sentence": lambda pipe, s, seed: own_draw(pipe, "a cat", seed),
     "dpm++": lambda pipe, s, seed: own_draw(pipe, s, seed, sampler="dpm++"),
+    "ddpm steps": lambda pipe, s, seed: pipe.draw([s], [seed], num_steps=10, guidance=1.0),
     "guidance 4": lambda pipe, s, seed: own_draw(pipe, s, seed, scale=4.0),
+    "guidance 2": lambda pipe, s, seed: own_draw(pipe, s, seed, scale=2.0),
     "takes 20 steps": lambda pipe, s, seed: own_draw(pipe, s, seed, num_steps=20),
     "one step early": lambda pipe, s, seed: own_draw(pipe, s, seed, leave_out=1),
     "takes 50 steps": lambda pipe, s, seed: own_draw(pipe, s, seed, num_steps=50),
@@ -355,8 +357,8 @@ class Closer:
     def __init__(self, near=1.0):
         self.near = near
 
-    def draw(self, prompts, seeds, *, num_steps):
-        assert (prompts, seeds) == ([SENTENCE], [SEED])
+    def draw(self, prompts, seeds, *, num_steps, sampler):
+        assert (prompts, seeds, sampler) == ([SENTENCE], [SEED], "ddim")
         return torch.full((1, 3, 4, 4), self.near / num_steps)
 
 
