@@ -16,13 +16,16 @@ from ldm_tutor.attention_maps.ignore import encode_weighted
 from ldm_tutor.attention_maps.inversion import INNER_STEPS, Inversion, StepwiseGuided, ddim_path, null_text
 from ldm_tutor.attention_maps.plan import Change, EditPlan
 from ldm_tutor.attention_maps.watch import watch
-from ldm_tutor.config import DrawingConfig, ModelConfig, ScheduleConfig
+from ldm_tutor.config import FOREIGN_DRAWING, DrawingConfig, ModelConfig, ScheduleConfig
 from ldm_tutor.errors import ConfigError, PromptError, WeightsError
 from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.bert_encoder import BertEncoder
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.models.unet import UNet
+from ldm_tutor.models.word_pieces import WordPieces
+from ldm_tutor.presets import PaperModel
 from ldm_tutor.sampling.guidance import Guided
 from ldm_tutor.sampling.loop import SampleState, sample
 from ldm_tutor.sampling.noise import PictureNoise
@@ -35,31 +38,35 @@ from ldm_tutor.weights.shipped import resolve
 PARTS = {"autoencoder": "autoencoder.safetensors", "clip": "clip.safetensors", "unet": "unet.safetensors"}
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """All parts of one latent diffusion model, ready to draw. Make one with `load_pipeline`.
+class DrawingPipeline:
+    """All parts of one latent diffusion model that is told by words, ready to draw: what its kinds have in common.
 
-    Pictures are float32 (b, 3, H, W) in [-1, 1]. One seed gives one picture, alone or in any batch.
+    Pictures are float32 (b, 3, H, W) in [-1, 1]. One seed gives one picture, alone or in any batch. U-Net and text
+    encoder may be in half precision: the U-Net computes in the type of its context, and the latents stay in float32.
     `drawing`: sampler and guidance of every drawing that names none.
     """
 
-    config: ModelConfig
-    tokenizer: Tokenizer
-    clip: Clip
+    config: ModelConfig | PaperModel
+    tokenizer: Tokenizer | WordPieces
     unet: UNet
     autoencoder: Autoencoder
     schedule: NoiseSchedule
-    drawing: DrawingConfig = DrawingConfig()
+    drawing: DrawingConfig
 
     @property
-    def text_encoder(self) -> TextEncoder:
-        """CLIP's text tower, whose vectors the U-Net reads."""
-        return self.clip.text
+    def text_encoder(self) -> TextEncoder | BertEncoder:
+        """What makes vectors of the words, which the U-Net reads."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.unet.parameters()).device
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The type of the numbers that the U-Net computes with."""
+        return self.unet.conv_in.weight.dtype
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> Context:
@@ -167,6 +174,43 @@ class Pipeline:
         )
         return self.decode(_last(states).latents)
 
+    @staticmethod
+    def _check_batch(prompts: Sequence[str], seeds: Sequence[int], negative: Sequence[str] | None) -> None:
+        if isinstance(prompts, str):
+            raise PromptError("Pipeline: prompts", given=prompts, expected='a list of sentences, e.g. ["a red cat"]')
+        for prompt in prompts:
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise PromptError(
+                    "Pipeline: an empty sentence", given=prompt, expected="a sentence such as 'a red cat at night'"
+                )
+        if not prompts or len(prompts) != len(seeds) or (negative is not None and len(negative) != len(prompts)):
+            raise ConfigError(
+                "Pipeline: one seed (and one negative text, if any) per sentence",
+                given=(len(prompts), len(seeds)),
+                expected="equal numbers, at least one",
+            )
+
+
+@dataclass(frozen=True)
+class Pipeline(DrawingPipeline):
+    """A model that reads CLIP's words: the course's own, Stable Diffusion. Make one with `load_pipeline`.
+
+    It draws as every `DrawingPipeline` does, and edits.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    clip: Clip
+    unet: UNet
+    autoencoder: Autoencoder
+    schedule: NoiseSchedule
+    drawing: DrawingConfig = DrawingConfig()
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """CLIP's text tower, whose vectors the U-Net reads."""
+        return self.clip.text
+
     def edit(
         self, change: Change, *, num_steps: int = 20, guidance: float | None = None, sampler: str | None = None
     ) -> Pictures:
@@ -252,6 +296,8 @@ class Pipeline:
         for each step of the drawing; with 0 of them it is DDIM inversion alone.
         """
         self._check_batch([sentence], [0], None)
+        if self.precision != torch.float32:
+            raise ConfigError("Pipeline.invert: too coarse to learn by", given=self.precision, expected="float32")
         with torch.no_grad():
             latents = self.autoencoder.config.scale_factor * self.autoencoder.encode(picture.to(self.device)).mode()
             context = self.text_encoder(self.tokenizer([sentence]).to(self.device))
@@ -270,21 +316,26 @@ class Pipeline:
         states = self.edit_steps(plan, num_steps=inversion.num_steps, guidance=guidance, inversion=inversion)
         return self.decode(_last(states).latents)
 
-    @staticmethod
-    def _check_batch(prompts: Sequence[str], seeds: Sequence[int], negative: Sequence[str] | None) -> None:
-        if isinstance(prompts, str):
-            raise PromptError("Pipeline: prompts", given=prompts, expected='a list of sentences, e.g. ["a red cat"]')
-        for prompt in prompts:
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise PromptError(
-                    "Pipeline: an empty sentence", given=prompt, expected="a sentence such as 'a red cat at night'"
-                )
-        if not prompts or len(prompts) != len(seeds) or (negative is not None and len(negative) != len(prompts)):
-            raise ConfigError(
-                "Pipeline: one seed (and one negative text, if any) per sentence",
-                given=(len(prompts), len(seeds)),
-                expected="equal numbers, at least one",
-            )
+
+@dataclass(frozen=True)
+class BertPipeline(DrawingPipeline):
+    """The paper's own text-to-picture model, with a text encoder of its own that reads BERT's words. It does not edit.
+
+    Rombach et al. 2022 (arXiv 2112.10752), section 4.3.1.
+    """
+
+    config: PaperModel
+    tokenizer: WordPieces
+    bert: BertEncoder
+    unet: UNet
+    autoencoder: Autoencoder
+    schedule: NoiseSchedule
+    drawing: DrawingConfig = FOREIGN_DRAWING
+
+    @property
+    def text_encoder(self) -> BertEncoder:
+        """The encoder that was trained together with the U-Net."""
+        return self.bert
 
 
 def _last(states: Iterator[SampleState]) -> SampleState:

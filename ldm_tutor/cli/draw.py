@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm_tutor.cli.draw_conditions import STRENGTH, USUAL, check_together, draw_asked, read
+from ldm_tutor.cli.draw_conditions import KIND_OF, OPTIONS, STRENGTH, USUAL, check_together, draw_asked, read
 from ldm_tutor.cli.files import check_out, sheet, write_png
 from ldm_tutor.cli.options import (
     GUIDANCE,
@@ -20,6 +20,7 @@ from ldm_tutor.cli.options import (
     AnyWeights,
     Device,
     Ema,
+    Precision,
     Preset,
     SamplerName,
     Seed,
@@ -37,7 +38,7 @@ from ldm_tutor.errors import ConfigError, PromptError
 if TYPE_CHECKING:
     import torch
 
-    from ldm_tutor.pipeline import Pipeline
+    from ldm_tutor.pipeline import DrawingPipeline
 
 EXAMPLE = 'Example: ldm-tutor draw "two small yellow cats in the snow" --seed 7 --num 8 --out cats.png'
 COLUMNS = 8  # pictures in one row
@@ -152,6 +153,7 @@ def draw(
     tokenizer: TokenizerPlace = None,
     ema: Ema = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     out: Annotated[Path, typer.Option(metavar="FILE.png", readable=False, help="Where the picture goes.")] = Path(
         "picture.png"
     ),
@@ -164,6 +166,11 @@ def draw(
     sentence = sentence or ""
     if name is None and not sentence.strip():
         raise PromptError("an empty sentence", given=sentence, expected='a sentence such as "a red cat at night"')
+    if name in KIND_OF and precision not in ("auto", "float32"):
+        raise typer.BadParameter(
+            f"{precision}: what {OPTIONS[name]} learned belongs to the course's model in float32; leave it out.",
+            param_hint="'--precision'",
+        )
     num = (1 if name == "upscale" else 4) if num is None else num
     if seed + num - 1 > MAX_SEED:
         raise typer.BadParameter(f"{seed}: the last picture's seed would exceed {MAX_SEED}.", param_hint="'--seed'")
@@ -174,12 +181,14 @@ def draw(
 
     check_single_file(weights, preset, tokenizer, ema)
     foreign = weights is not None and is_foreign(weights)
-    if foreign and name in ("boxes", "inpaint", "upscale"):
+    if foreign and name in KIND_OF:
         raise ConfigError(f"--{name} steers the course's own model", given=str(weights), fix="leave --weights out")
     if not foreign:
         name_unknown_words(f"{sentence} {negative}")
         weights = weights_folder(weights)
-    pipeline = open_pipeline(weights, preset=preset, tokenizer=tokenizer, ema=ema, device=str(usable_device(device)))
+    where = str(usable_device(device))
+    opening: dict[str, Any] = {"preset": preset, "tokenizer": tokenizer, "ema": ema, "precision": precision}
+    pipeline = open_pipeline(weights, device=where, **opening)
     seeds = [seed + i for i in range(num)]
     usual = USUAL[name] if name is not None else pipeline.drawing
     sampler, guidance = sampler or usual.sampler, usual.guidance if guidance is None else guidance  # type: ignore[assignment]
@@ -191,6 +200,8 @@ def draw(
     if scale is None:
         scale = 1 if pictures.shape[-1] > LARGE else 4
     told = f"seeds {_span(seeds)}, {steps} steps of {sampler}, guidance {guidance:g}, negative {negative!r}"
+    if (numbers := str(pipeline.precision).removeprefix("torch.")) != "float32":
+        told += f", {numbers}"
     notes = {
         "Software": f"{PROGRAM} {version()}",
         "Description": sentence or asked.words if asked is not None else sentence,
@@ -202,7 +213,7 @@ def draw(
 
 
 def _draw_sentences(
-    pipeline: Pipeline, sentences: list[str], seeds: list[int], negative: str, settings: dict[str, Any]
+    pipeline: DrawingPipeline, sentences: list[str], seeds: list[int], negative: str, settings: dict[str, Any]
 ) -> torch.Tensor:
     """Draw the sentences, with a bar where someone watches; pictures in [-1, 1], or a little beyond."""
     from tqdm import tqdm

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from ldm_tutor.data.boxes import Box
-    from ldm_tutor.pipeline import Pipeline
+    from ldm_tutor.pipeline import DrawingPipeline
 
 OPTIONS = {"boxes": "--boxes", "inpaint": "--inpaint", "upscale": "--upscale", "source": "--from"}
 KIND_OF = {"boxes": "layout", "inpaint": "inpainting", "upscale": "upscaling"}  # whose weights it needs
@@ -158,7 +158,7 @@ def read_boxes(text: str) -> tuple[Box, ...]:
 
 def draw_asked(
     asked: Asked,
-    pipeline: Pipeline,
+    pipeline: DrawingPipeline,
     conditions: Path | None,
     sentence: str,
     seeds: Sequence[int],
@@ -169,6 +169,7 @@ def draw_asked(
 ) -> torch.Tensor:
     """Return one picture per seed, (n, 3, H, W) in [-1, 1], of what is asked for."""
     from ldm_tutor.data.picture_files import open_picture
+    from ldm_tutor.pipeline import Pipeline
     from ldm_tutor.steering import load_steered
 
     num, side = len(seeds), pipeline.config.picture_size
@@ -178,6 +179,7 @@ def draw_asked(
         assert asked.picture is not None and prompts is not None
         pictures = open_picture(asked.picture, side).expand(num, -1, -1, -1)
         return pipeline.redraw(pictures, prompts, seeds, strength=asked.strength, **settings)
+    assert isinstance(pipeline, Pipeline)  # another program's model is refused before it is opened
     files = conditions_folder(conditions, KIND_OF[asked.name])
     if asked.name == "boxes":
         steered = load_steered("layout", files, str(pipeline.device), pipeline=pipeline)

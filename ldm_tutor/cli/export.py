@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from ldm_tutor.weights.diffusers_folder import DiffusersParts
+    from ldm_tutor.weights.text2img_folder import Text2ImgParts
 
 EXAMPLE = "Example: ldm-tutor export --format diffusers --out exported"
 
@@ -71,11 +72,19 @@ def export(
         _report(place, f"{source} as one file", dtype)
         return
 
+    from ldm_tutor.weights.compvis import CompvisParts
     from ldm_tutor.weights.diffusers_folder import export_diffusers
+    from ldm_tutor.weights.text2img_folder import Text2ImgParts, export_text2img
 
     if parts.picture_size is None:
         raise ConfigError("export: the model does not say how large its pictures are", given=source)
     folder = check_folder(out)
+    if isinstance(parts, Text2ImgParts):
+        networks = {"unet": parts.unet, "autoencoder": parts.autoencoder, "condition": parts.text_encoder}
+        whole = CompvisParts(**networks, schedule=parts.schedule, picture_size=parts.picture_size)
+        export_text2img(folder, whole, parts.tokenizer.words, dtype=type_on_disk, wrap=_bar)
+        _report(folder, f"{source} as a folder of {form}", dtype)
+        return
     export_diffusers(
         folder,
         tokenizer=parts.tokenizer,
@@ -145,7 +154,7 @@ def _open(
     preset: str,
     tokenizer: Path | None,
     ema: bool | None,
-) -> tuple[str, DiffusersParts]:
+) -> tuple[str, DiffusersParts | Text2ImgParts]:
     """Return the name and the parts of the model to export, after a look at the place where it goes."""
     from ldm_tutor.open_model import open_parts
     from ldm_tutor.pipeline import load_pipeline

@@ -89,6 +89,13 @@ Device = Annotated[
     str,
     typer.Option("--device", metavar="NAME", help="auto (a GPU where there is one), cpu, cuda, cuda:1, ... or mps."),
 ]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(
+        help="The numbers that U-Net and text encoder compute with. auto: float32; for a full-size model on CUDA "
+        "bfloat16, or float16 where the GPU has none. The autoencoder stays in float32: in float16 it can overflow."
+    ),
+]
 Seed = Annotated[int, whole("--seed", 0, MAX_SEED, "The same seed gives the same result.")]
 Steps = Annotated[int, whole("--steps", 1, 1000, "How many times the U-Net takes noise away.")]
 Scale = Annotated[int, whole("--scale", 1, 16, "Enlarge each pixel to a square with this side.")]

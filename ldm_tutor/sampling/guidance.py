@@ -24,7 +24,8 @@ class Guided:
     (b, m, d), the empty sentence, or a negative prompt; it may be None where the scale is 1. `channels`: (b, k, h, w),
     what is concatenated behind the latents, and `empty_channels` the same for the other row (None: the same channels).
     At scale 1 the U-Net runs once on the sentences alone; otherwise once on [empty, sentences], 2 b rows. Every call
-    declares its rows to the attention taps.
+    declares its rows to the attention taps. The U-Net computes in the number type of the context; what comes back has
+    that of the latents.
     Raises ConfigError for a scale that is not finite, ShapeError where batch or context lengths do not fit.
     """
 
@@ -92,7 +93,9 @@ class Guided:
     def _call(self, latents: Latents, context: Context | None, info: CallInfo) -> Latents:
         t = torch.full((latents.shape[0],), float(info.t or 0), device=latents.device)
         with declare_call(info):
-            return self.unet(latents, t) if context is None else self.unet(latents, t, context)
+            if context is None:
+                return self.unet(latents, t)
+            return self.unet(latents.to(context.dtype), t, context).to(latents.dtype)
 
 
 def _check_like(name: str, empty: Tensor | None, given: Tensor | None) -> None:

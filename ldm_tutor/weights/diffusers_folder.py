@@ -1,7 +1,8 @@
 """A whole model as the folder that diffusers' StableDiffusionPipeline opens, and such a folder as our parts.
 
-Published models come in this form. The sampler's settings that are written are those of Stable Diffusion: DDIM on the
-leading grid with an offset of one step, no clipping.
+Published models come in this form; the paper's own text-to-picture model has another, see `text2img_folder`. The
+sampler's settings that are written are those of Stable Diffusion: DDIM on the leading grid with an offset of one step,
+no clipping.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from ldm_tutor.weights.names import rename, rules_for
 from ldm_tutor.weights.tensors import INDEX_SUFFIX, Tensors, fill, open_tensors
 
 INDEX = "model_index.json"
-_CONFIG, _SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
-_DIFFUSERS_WEIGHTS, _TRANSFORMERS_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
+_CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
+DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 _CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
@@ -99,12 +100,12 @@ def export_diffusers(
         library, class_name = _CLASSES[name]
         if library == "diffusers":
             write_json(root / name / _CONFIG, {"_class_name": class_name, **arguments})
-            write_weights(root / name / _DIFFUSERS_WEIGHTS, model, model.config, dtype)
+            write_weights(root / name / DIFFUSERS_WEIGHTS, model, model.config, dtype)
         else:
             write_json(root / name / _CONFIG, arguments)
-            write_weights(root / name / _TRANSFORMERS_WEIGHTS, model, model.config, dtype, prefix=_TEXT_PREFIX)
+            write_weights(root / name / TRANSFORMERS_WEIGHTS, model, model.config, dtype, prefix=_TEXT_PREFIX)
     tokenizer.save(root / "tokenizer")
-    write_json(root / "scheduler" / _SCHEDULER_CONFIG, {"_class_name": _CLASSES["scheduler"][1], **scheduler})
+    write_json(root / "scheduler" / SCHEDULER_CONFIG, {"_class_name": _CLASSES["scheduler"][1], **scheduler})
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
     index |= {name: [None, None] for name in _ABSENT} | {name: list(where) for name, where in _CLASSES.items()}
     write_json(root / INDEX, index)
@@ -121,14 +122,11 @@ def load_diffusers(
     architecture or of another size.
     """
     root = Path(folder)
-    index = read_json(root / INDEX)
-    lacking = sorted(name for name in _CLASSES if not isinstance(index.get(name), list) or None in index[name])
-    if lacking:
-        raise WeightsError(f"{root / INDEX}: parts are missing", given=lacking, expected=f"all of {sorted(_CLASSES)}")
-    diffusers, transformers = _DIFFUSERS_WEIGHTS, _TRANSFORMERS_WEIGHTS
-    unet = _read_part(root / "unet" / diffusers, foreign.unet_config, UNet, device, dtype)
-    autoencoder = _read_part(root / "vae" / diffusers, foreign.autoencoder_config, Autoencoder, device, dtype)
-    text = _read_part(root / "text_encoder" / transformers, foreign.text_config, TextEncoder, device, dtype)
+    read_index(root, _CLASSES)
+    diffusers, transformers = DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS
+    unet = read_part(root / "unet" / diffusers, foreign.unet_config, UNet, device, dtype)
+    autoencoder = read_part(root / "vae" / diffusers, foreign.autoencoder_config, Autoencoder, device, dtype)
+    text = read_part(root / "text_encoder" / transformers, foreign.text_config, TextEncoder, device, dtype)
     if (unet.config.context_dim, unet.config.out_channels) != (text.config.width, autoencoder.config.latent_channels):
         raise WeightsError(
             f"the parts in {root} do not fit together",
@@ -136,14 +134,13 @@ def load_diffusers(
             expected=f"the text encoder's width {text.config.width}, "
             f"the autoencoder's {autoencoder.config.latent_channels} channels",
         )
-    side = read_json(root / "unet" / _CONFIG).get("sample_size")
     return DiffusersParts(
         tokenizer=read_tokenizer(root / "tokenizer"),
         text_encoder=text,
         unet=unet,
         autoencoder=autoencoder,
-        schedule=read_config(root / "scheduler" / _SCHEDULER_CONFIG, foreign.schedule_config),
-        picture_size=side * autoencoder.config.downsampling if isinstance(side, int) else None,
+        schedule=read_config(root / "scheduler" / SCHEDULER_CONFIG, foreign.schedule_config),
+        picture_size=read_picture_size(root / "unet", autoencoder),
     )
 
 
@@ -162,7 +159,16 @@ def write_weights(
         save_file(named, temporary, metadata={"format": "pt"})
 
 
-def _read_part(
+def read_index(root: Path, parts: Iterable[str]) -> dict[str, Any]:
+    """Return what a folder says of its parts, (library, class) of each; WeightsError where it has not all of them."""
+    index = read_json(root / INDEX)
+    lacking = sorted(name for name in parts if not isinstance(index.get(name), list) or None in index[name])
+    if lacking:
+        raise WeightsError(f"{root / INDEX}: parts are missing", given=lacking, expected=f"all of {sorted(parts)}")
+    return index
+
+
+def read_part(
     path: Path,
     read: Callable[[Mapping[str, Any]], ConfigType],
     model: Callable[[ConfigType], ModelType],
@@ -206,6 +212,12 @@ def read_config(path: Path, read: Callable[[Mapping[str, Any]], ConfigType]) -> 
         return read(arguments)
     except (ConfigError, KeyError, TypeError, ValueError, ArithmeticError, IndexError) as error:
         raise WeightsError(f"{path}: a model that our classes cannot be ({error})") from error
+
+
+def read_picture_size(folder: Path, autoencoder: Autoencoder) -> int | None:
+    """Return the side in pixels of what a U-Net's folder says that it draws; None where it does not say."""
+    side = read_json(folder / _CONFIG).get("sample_size")
+    return side * autoencoder.config.downsampling if isinstance(side, int) else None
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -256,6 +256,22 @@ def text_config(arguments: Mapping[str, Any]) -> TextEncoderConfig:
     )
 
 
+def bert_config(arguments: Mapping[str, Any]) -> BertEncoderConfig:
+    """Return our configuration of an LDMBertModel with these settings; what is missing has its default."""
+    config = BertEncoderConfig(
+        vocab_size=arguments.get("vocab_size", 30522),
+        context_length=arguments.get("max_position_embeddings", 77),
+        width=arguments.get("d_model", 1280),
+        num_layers=arguments.get("encoder_layers", 32),
+        num_heads=arguments.get("encoder_attention_heads", 8),
+        head_channels=arguments.get("head_dim", 64),
+    )
+    for name, value in {"activation_function": "gelu", "encoder_ffn_dim": 4 * config.width}.items():
+        if arguments.get(name, value) != value:
+            raise ConfigError(name, given=arguments[name], expected=f"{value!r}, which our class would have")
+    return config
+
+
 def image_config(arguments: Mapping[str, Any]) -> ImageEncoderConfig:
     """Return our configuration of a CLIPVisionModel with these settings; what is missing has its default."""
     _need_clip(arguments, "image encoder")

@@ -11,7 +11,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json")
 # Settings, tokenizers and weights; no pickles, and of the weights not the other number types that lie beside them.
 WANTED = (
-    "*.json", "*/*.json", "merges.txt", "*/merges.txt",
+    "*.json", "*/*.json", "merges.txt", "*/merges.txt", "vocab.txt", "*/vocab.txt",
     "model.safetensors", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors",
     "model-?????-of-?????.safetensors", "*/model-?????-of-?????.safetensors",
     "*/diffusion_pytorch_model-?????-of-?????.safetensors",

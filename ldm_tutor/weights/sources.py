@@ -16,6 +16,7 @@ from ldm_tutor.weights.compvis import load_compvis
 from ldm_tutor.weights.diffusers_folder import INDEX, DiffusersParts, load_diffusers, read_tokenizer
 from ldm_tutor.weights.files import KINDS, METADATA_KEY
 from ldm_tutor.weights.hub import is_hub_name, local_place
+from ldm_tutor.weights.text2img_folder import Text2ImgParts, is_text2img, load_text2img
 
 
 def is_foreign(place: str | Path) -> bool:
@@ -41,15 +42,16 @@ def open_model(
     ema: bool | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = torch.float32,
-) -> DiffusersParts:
+) -> DiffusersParts | Text2ImgParts:
     """Read a model that is told by words: U-Net, autoencoder, text encoder, tokenizer and noise schedule.
 
-    A single file has neither settings nor words: `model` says which it is, and `tokenizer` is a folder with CLIP's
-    files, or the hub name of a model that has them. `ema`: see `load_compvis`. WeightsError where something is missing.
+    The words are CLIP's, or those of BERT in a folder of diffusers' LDMTextToImagePipeline. A single file has neither
+    settings nor words: `model` says which it is, and `tokenizer` is a folder with CLIP's files, or the hub name of a
+    model that has them. `ema`: see `load_compvis`. `dtype` None as on disk. WeightsError where something is missing.
     """
     path = local_place(place)
     if (path / INDEX).is_file():
-        return load_diffusers(path, device, dtype)
+        return (load_text2img if is_text2img(path) else load_diffusers)(path, device, dtype)
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise WeightsError(
             f"{path}: no model of another program",
