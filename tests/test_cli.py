@@ -33,7 +33,7 @@ from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.sampling.loop import SAMPLERS
-from ldm_tutor.training import recipe, speed
+from ldm_tutor.training import presets, recipe, speed
 from ldm_tutor.training.checkpoint import read_checkpoint
 from ldm_tutor.weights.files import load_model, read_header, save_model, write_sums
 
@@ -526,7 +526,7 @@ def test_a_stage_alone_takes_its_share(cli, monkeypatch):
     monkeypatch.setattr(recipe, "train_stage", lambda name, budget, *args, **kwargs: budgets.append(budget) or [])
     assert cli("train", "denoiser", "--out", "run").code == 0
     assert cli("train", "clip", "--minutes", 0.5, "--out", "run").code == 0
-    assert [budget.minutes for budget in budgets] == [90 * recipe.SHARES["denoiser"], 0.5]
+    assert [budget.minutes for budget in budgets] == [90 * presets.SHARES["denoiser"], 0.5]
 
 
 def test_what_is_overwritten_goes_at_once(cli, tmp_path, monkeypatch):

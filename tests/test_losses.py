@@ -61,6 +61,16 @@ def test_noise_loss_of_predicting_nothing_is_one():
     assert float(noise_loss(noise, noise).max()) == 0
 
 
+def test_noise_loss_counts_positions_by_their_weight():
+    noise = torch.ones(2, 4, 2, 2)
+    eps_hat = noise.clone()
+    eps_hat[0, :, 0, 0], eps_hat[1, :, 1, 1] = 0, 0  # one wrong position of four in each
+    weight = torch.ones(2, 1, 2, 2)
+    weight[0, 0, 0, 0] = 6
+    assert noise_loss(eps_hat, noise).tolist() == [0.25, 0.25]
+    assert noise_loss(eps_hat, noise, weight).tolist() == [1.5, 0.25]
+
+
 def test_step_weight_makes_an_error_count_alike_in_the_clean_latents_at_every_step():
     alpha_bar = NoiseSchedule().alpha_bar
     on_x0 = step_weight(alpha_bar) * alpha_bar / (1 - alpha_bar)  # the loss is w * eps_error^2, and eps_error^2 ~ snr

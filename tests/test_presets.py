@@ -21,6 +21,7 @@ from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.judge import Judge, as_seen
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.models.vector_quantizer import VQAutoencoder
+from ldm_tutor.nn.work import work_of
 from ldm_tutor.open_model import open_pipeline
 from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.presets import PaperModel
@@ -203,10 +204,29 @@ def test_the_middle_size_is_the_course_s_model_on_a_larger_grid():
     assert own.picture_size == 128 and own.clip.text.vocab_size > at_128.clip.text.vocab_size
 
 
+def multiply_adds(model):
+    def make():
+        unet, inputs = UNet(model.unet), (torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, 32, 128))
+        return lambda: unet(*inputs)
+
+    return work_of(make).multiply_adds
+
+
+def test_the_small_size_draws_on_the_course_s_latents_with_less_work():
+    preset = find_preset("small")
+    small, scenes = preset.model, TrainingOptions(folder=None).model
+    assert small.latent_shape == scenes.latent_shape and small.autoencoder == scenes.autoencoder
+    assert small.clip.text == scenes.clip.text and small.clip.image.patch_size == 16
+    assert multiply_adds(small) < 0.6 * multiply_adds(scenes)
+    assert dict(recipe_lines(preset, "denoiser", 32))["loss"].startswith("6 times")
+    assert dict(recipe_lines(preset, "autoencoder", 32))["batch"] == "8 rows"
+    assert not preset.departures("denoiser")  # its pictures are those that the judge sees
+
+
 def test_wrong_names_are_told_the_nearest():
     with pytest.raises(ConfigError, match=r"given: 'midle'.*'middle'.*'sd_v1'.*did you mean middle"):
         find_preset("midle")
-    with pytest.raises(ConfigError, match=r"one of \['middle'"):
+    with pytest.raises(ConfigError, match=r"one of \['small', 'middle'"):
         find_preset("dall-e")
 
 

@@ -6,11 +6,14 @@ import pytest
 import torch
 from tiny import CONFIG
 
+from ldm_tutor.data.scenes.draw import draw_masks
+from ldm_tutor.data.scenes.sampling import sample_scene
 from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.training import recipe
 from ldm_tutor.training.loop import Budget
+from ldm_tutor.training.presets import SHARES, CourseRecipe, TrainingPreset, find_preset
 from ldm_tutor.training.recipe import STAGES, TrainingOptions, train_all, train_stage
 from ldm_tutor.weights.files import load_model
 
@@ -108,3 +111,50 @@ def test_latents_are_encoded_once(trained, tmp_path, monkeypatch):
     drawn.clear()
     train_stage("denoiser", ONE, options(folder))
     assert drawn  # another encoder has other latents
+
+
+def weighing(folder, weight):
+    course = CourseRecipe(foreground_weight=weight)
+    return options(folder, preset=TrainingPreset(name="weighing", model=CONFIG, course=course))
+
+
+def test_the_foreground_is_where_things_are_and_is_kept(trained, tmp_path, monkeypatch):
+    folder = copy_of(trained, tmp_path / "weighing", "autoencoder", "clip", "perceptual")
+    coder = load_model(folder / "autoencoder.safetensors")
+    cpu = (torch.device("cpu"), torch.float32)
+    moments, foreground = recipe.cached_moments(weighing(folder, 5.0), coder, *cpu, folder)
+    assert foreground.shape == (64, 1, *moments.shape[2:]) and 0 <= float(foreground.min())
+    for index in (0, 7):
+        covered = torch.from_numpy(draw_masks(sample_scene(index, "train", 0))).any(dim=0).float()
+        assert abs(float(foreground[index].mean() - covered.mean())) < 1e-3
+    monkeypatch.setattr(recipe, "render_scenes", lambda *args, **kwargs: pytest.fail("drawn again"))
+    again = recipe.cached_moments(weighing(folder, 5.0), coder, *cpu, folder)
+    assert torch.equal(again[0], moments) and torch.equal(again[1], foreground)
+    monkeypatch.undo()
+    plain, nothing = recipe.cached_moments(weighing(folder, 0.0), coder, *cpu, folder)
+    assert nothing is None and torch.equal(plain, moments)
+
+
+def test_a_weighed_run_learns_otherwise_and_is_not_resumed_as_another(trained, tmp_path):
+    after = {}
+    for weight in (0.0, 5.0):
+        folder = copy_of(trained, tmp_path / f"weight{weight:g}", "autoencoder", "clip", "perceptual")
+        train_stage("denoiser", ONE, weighing(folder, weight))
+        after[weight] = weights(folder, "denoiser")
+    assert changed(after[0.0], after[5.0])
+    with pytest.raises(WeightsError, match="another heaviest_position"):
+        train_stage("denoiser", ONE, weighing(folder, 2.0), resume=True)
+
+
+def test_a_preset_s_shares_are_those_that_are_spent(tmp_path, monkeypatch):
+    shares = {"perceptual": 0.25, "judge": 0.25, "autoencoder": 0.25, "clip": 0.125, "denoiser": 0.125}
+    preset = TrainingPreset(name="even", model=CONFIG, course=CourseRecipe(shares=shares))
+    spent = []
+    monkeypatch.setattr(recipe, "train_stage", lambda name, budget, *_, **__: spent.append((name, budget.minutes)))
+    list(train_all(8.0, options(tmp_path, preset=preset)))
+    assert spent == [("perceptual", 2), ("judge", 2), ("autoencoder", 2), ("clip", 1), ("denoiser", 1)]
+
+
+@pytest.mark.parametrize("shares", [SHARES, find_preset("small").course.shares])
+def test_shares_name_every_stage_and_make_a_whole(shares):
+    assert tuple(shares) == STAGES and abs(sum(shares.values()) - 1) < 1e-9

@@ -141,11 +141,11 @@ def train(
     from ldm_tutor.training.loop import Budget
     from ldm_tutor.training.options import TrainingOptions
     from ldm_tutor.training.processes import join
-    from ldm_tutor.training.recipe import OWN_SHARES, SHARES, train_all, train_stage
+    from ldm_tutor.training.recipe import OWN_SHARES, STAGES, train_all, train_stage
 
     if threads is not None:
         torch.set_num_threads(threads)
-    names = (tuple(SHARES) if data is None else tuple(OWN_SHARES)) if stage == "all" else (stage,)
+    names = (STAGES if data is None else tuple(OWN_SHARES)) if stage == "all" else (stage,)
     names = names if condition is None else (condition,)
     team = join("cpu" if pick_device(chosen).type == "cpu" else device)
     if not quiet and team.is_main:
@@ -193,7 +193,7 @@ def train(
                 written += paths
         else:
             if steps is None and minutes is None:
-                minutes = ALL_MINUTES * SHARES[stage]
+                minutes = ALL_MINUTES * options.course.shares[stage]
             written = train_stage(stage, Budget(steps=steps, minutes=minutes), options, resume=resume)
     except KeyboardInterrupt:
         kept = any((out / f"{name}.checkpoint").is_file() for name in names)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from ldm_tutor.shapes import Float, Latents, Tensor
 
 
-def noise_loss(eps_hat: Latents, noise: Latents) -> Float[Tensor, " b"]:
-    """Return the mean squared error per picture, shape (b,): Rombach et al. 2022, eq. 3. Predicting 0 scores 1."""
-    return (eps_hat.float() - noise.float()).square().flatten(1).mean(dim=1)
+def noise_loss(eps_hat: Latents, noise: Latents, weight: Float[Tensor, "b 1 h w"] | None = None) -> Float[Tensor, " b"]:
+    """Return the mean squared error per picture, shape (b,): Rombach et al. 2022, eq. 3. Predicting 0 scores 1.
+
+    `weight` multiplies the error at each position.
+    """
+    squared = (eps_hat.float() - noise.float()).square()
+    return (squared if weight is None else weight * squared).flatten(1).mean(dim=1)
 
 
 def step_weight(alpha_bar: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:

@@ -107,7 +107,7 @@ def _build(kind: str, options: TrainingOptions, rank: int | None) -> ConditionSt
     return ConditionStage(
         config,
         base,
-        cached_moments(options, autoencoder, device, dtype, folder),
+        cached_moments(options, autoencoder, device, dtype, folder)[0],
         autoencoder.config.scale_factor,
         clip.text,
         caption_tokens(options.num_scenes, options.seed, tokenizer),

@@ -40,7 +40,7 @@ from ldm_tutor.shapes import Tensor
 from ldm_tutor.training.options import MOST_SCENES, TrainingOptions
 from ldm_tutor.training.own_pictures import count_pictures
 from ldm_tutor.training.presets import TrainingPreset
-from ldm_tutor.training.stages.autoencoder import COURSE_CRITIC, AutoencoderRecipe
+from ldm_tutor.training.stages.autoencoder import COURSE_CRITIC
 from ldm_tutor.training.stages.clip import BATCH_SIZE as CLIP_BATCH
 
 # Of the counted bytes of a row. Measured with one CPU thread on the preset `middle`: the process grew by 1.5 times the
@@ -225,7 +225,7 @@ def need_of(name: str, options: TrainingOptions, dtype: torch.dtype) -> Need:
 def rows_at_once(name: str, options: TrainingOptions) -> int:
     """Return how many rows of a batch a process computes at once."""
     if name == "autoencoder":
-        return options.batch_size if options.full_size else AutoencoderRecipe().batch_size
+        return options.batch_size if options.full_size else options.course.coder.batch_size
     if name == "clip":
         return CLIP_BATCH
     pieces = options.team.pieces(options.batch_size, options.accumulate)

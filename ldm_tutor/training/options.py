@@ -12,7 +12,7 @@ from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.losses.reconstruction import PerceptualDistance
 from ldm_tutor.training.learner import LR_RULES, pick_device, pick_dtype
 from ldm_tutor.training.own_pictures import own_config
-from ldm_tutor.training.presets import TrainingPreset
+from ldm_tutor.training.presets import CourseRecipe, TrainingPreset
 from ldm_tutor.training.processes import ALONE, Team
 from ldm_tutor.training.stages.denoiser import BATCH_SIZE
 from ldm_tutor.weights.files import load_model
@@ -75,6 +75,11 @@ class TrainingOptions:
     def full_size(self) -> bool:
         """Whether a published model is trained, by its own recipe."""
         return self.preset is not None and self.preset.paper is not None
+
+    @property
+    def course(self) -> CourseRecipe:
+        """The course's own recipe, as the preset has it; no part of it is for a full-size model."""
+        return CourseRecipe() if self.preset is None else self.preset.course
 
     @property
     def model(self) -> ModelConfig:

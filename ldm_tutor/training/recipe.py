@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from ldm_tutor.config import JudgeConfig
 from ldm_tutor.data.captioned import CaptionedPictures
@@ -43,7 +44,7 @@ from ldm_tutor.training.own_pictures import (
 )
 from ldm_tutor.training.presets import with_larger_patches
 from ldm_tutor.training.processes import ALONE
-from ldm_tutor.training.stages.autoencoder import AutoencoderRecipe, AutoencoderStage
+from ldm_tutor.training.stages.autoencoder import AutoencoderStage
 from ldm_tutor.training.stages.clip import ClipStage
 from ldm_tutor.training.stages.denoiser import BATCH_SIZE, PEAK_LR, DenoiserStage, cache_moments
 from ldm_tutor.training.stages.judge import JudgeStage
@@ -52,7 +53,6 @@ from ldm_tutor.weights.files import atomic_file, load_model, read_header
 log = logging.getLogger(__name__)
 
 STAGES = ("perceptual", "judge", "autoencoder", "clip", "denoiser")
-SHARES = {"perceptual": 0.012, "judge": 0.028, "autoencoder": 0.25, "clip": 0.06, "denoiser": 0.65}  # of the minutes
 TWO_OBJECTS = 2.5  # the denoiser takes a scene of two objects this many times as often: they have more to tell apart
 
 
@@ -114,14 +114,14 @@ def _by_the_first(name: str, budget: Budget, options: TrainingOptions, resume: b
 
 
 def train_all(minutes: float, options: TrainingOptions, *, resume: bool = False) -> Iterator[tuple[str, list[Path]]]:
-    """Train every stage in turn, sharing out `minutes` by SHARES; yield each stage's name and its weights.
+    """Train every stage in turn, sharing out `minutes` by the recipe's shares; yield each stage's name and its weights.
 
     With pictures of one's own these are autoencoder, CLIP and denoiser, by OWN_SHARES.
 
     With `resume`, finished stages are skipped and a broken-off one goes on from its checkpoint.
     """
     Budget(minutes=minutes)  # a bad number is refused before anything starts
-    shares = SHARES if options.data is None else OWN_SHARES
+    shares = options.course.shares if options.data is None else OWN_SHARES
     for name in shares:
         done = options.folder / OUTPUTS[name]
         if resume and done.is_file():
@@ -149,7 +149,7 @@ def _build(name: str, options: TrainingOptions) -> Stage:
         return JudgeStage(config, _judge_scenes(options), device=device, dtype=dtype, name=name)
     if name == "autoencoder":
         pictures = _train_pictures(options).pictures
-        recipe = AutoencoderRecipe(decoder_only=options.decoder_only)
+        recipe = dataclasses.replace(options.course.coder, decoder_only=options.decoder_only)
         return AutoencoderStage(model.autoencoder, pictures, eye(options), device=device, dtype=dtype, recipe=recipe)
     if name == "clip":
         data = _train_pictures(options) if options.data is None else _told_pictures(options)
@@ -184,13 +184,14 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
     autoencoder = load_model(needed(options.folder, "autoencoder"), "autoencoder").to(device, dtype)
     clip = load_model(needed(options.folder, "clip"), "clip")
     tokenizer = Tokenizer.load(options.folder / "tokenizer")
+    moments, foreground = cached_moments(options, autoencoder, device, dtype, options.folder)
     if options.data is None:
         tokens, often = caption_tokens(options.num_scenes, options.seed, tokenizer), _picture_weights(options)
     else:
         tokens, often = own_tokens(_told_pictures(options).captions, tokenizer), None
     return DenoiserStage(
         options.model.unet,
-        cached_moments(options, autoencoder, device, dtype, options.folder),
+        moments,
         autoencoder.config.scale_factor,
         clip.text,
         tokens,
@@ -199,6 +200,7 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
         dtype=dtype,
         schedule=options.model.schedule,
         picture_weights=often,
+        position_weights=None if foreground is None else 1 + options.course.foreground_weight * foreground,
         batch_size=options.batch_size,
         peak_lr=scaled_lr(PEAK_LR, options.batch_size, BATCH_SIZE, options.lr_rule or "fixed"),
         team=options.team,
@@ -213,40 +215,48 @@ def _picture_weights(options: TrainingOptions) -> torch.Tensor:
 
 def cached_moments(
     options: TrainingOptions, autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype, weights: Path
-) -> torch.Tensor:
-    """Return the latents' moments of all training pictures; kept in a file, so that a resumed run starts at once.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the latents' moments of all training pictures and, where the recipe weighs it, their foreground.
 
-    `weights`: the folder from which the autoencoder was loaded.
+    The foreground is (n, 1, h, w), the part of each latent position that things cover. Both are kept in a file, so that
+    a resumed run starts at once. `weights`: the folder from which the autoencoder was loaded.
     """
     if options.data is not None:
-        return cache_moments(autoencoder, _told_pictures(options).pictures, device=device, dtype=dtype)
+        return cache_moments(autoencoder, _told_pictures(options).pictures, device=device, dtype=dtype), None
     with options.team.main_first():  # one makes the file, the others read it
-        return _kept_moments(options, autoencoder, device, dtype, weights)
+        kept = _kept_latents(options, autoencoder, device, dtype, weights)
+    return kept["moments"], kept["foreground"].float() if "foreground" in kept else None
 
 
-def _kept_moments(
+def _kept_latents(
     options: TrainingOptions, autoencoder: Autoencoder, device: torch.device, dtype: torch.dtype, weights: Path
-) -> torch.Tensor:
+) -> dict[str, torch.Tensor]:
     path, side = options.folder / "latents.safetensors", options.model.picture_size
+    masked = options.course.foreground_weight > 0
     made_of = {
         "autoencoder": hashlib.sha256(needed(weights, "autoencoder").read_bytes()).hexdigest(),
         "num_scenes": str(options.num_scenes),
         "seed": str(options.seed),
-    } | ({} if side == SCENES_SIDE else {"picture_size": str(side)})
+    } | ({} if side == SCENES_SIDE else {"picture_size": str(side)}) | ({"foreground": "1"} if masked else {})
     if path.is_file():
-        with safe_open(path, framework="pt") as kept:
-            if kept.metadata() == made_of:
-                return kept.get_tensor("moments")
-    parts, chunk = [], max(250, 5_000 * SCENES_SIDE**2 // side**2)
+        with safe_open(path, framework="pt") as there:
+            if there.metadata() == made_of:
+                return {name: there.get_tensor(name) for name in there.keys()}
+    moments, foreground, chunk = [], [], max(250, 5_000 * SCENES_SIDE**2 // side**2)
     for start in range(0, options.num_scenes, chunk):
         count = min(chunk, options.num_scenes - start)
-        drawn = render_scenes(count, "train", options.seed, side, options.num_workers, start=start)
-        parts.append(cache_moments(autoencoder, drawn.pictures, device=device, dtype=dtype))
+        drawn = render_scenes(
+            count, "train", options.seed, side, options.num_workers, start=start, with_masks=masked
+        )
+        moments.append(cache_moments(autoencoder, drawn.pictures, device=device, dtype=dtype))
+        if drawn.foreground is not None:
+            covered = (drawn.foreground > 0).float()[:, None]
+            foreground.append(F.avg_pool2d(covered, autoencoder.config.downsampling).half())
         log.info("encoded %d of %d pictures", start + count, options.num_scenes)
-    moments = torch.cat(parts)
+    kept = {"moments": torch.cat(moments)} | ({"foreground": torch.cat(foreground)} if masked else {})
     with atomic_file(path) as temporary:
-        save_file({"moments": moments}, temporary, metadata=made_of)
-    return moments
+        save_file(kept, temporary, metadata=made_of)
+    return kept
 
 
 def caption_tokens(num_scenes: int, seed: int, tokenizer: Tokenizer, variants: int = 3) -> torch.Tensor:

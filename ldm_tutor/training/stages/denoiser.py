@@ -54,6 +54,8 @@ class DenoiserStage:
     None for a U-Net without a context. `descent`: how its weights change, without it as the course's own do.
     `balance_steps`: train with `step_weight`; the log shows the plain noise loss all the same.
     `picture_weights`: (n,), how often each picture is taken, relative to the others; all alike without it.
+    `position_weights`: (n, 1, h, w), how much the squared error counts at each position of each picture, relative to
+    the others; the log shows the plain loss all the same.
     `team`: the processes that share each batch, of `batch_size` rows in all; `accumulate`: in how many pieces each of
     them computes its rows, one after the other, for less memory. Neither changes the numbers beyond rounding.
     """
@@ -78,6 +80,7 @@ class DenoiserStage:
         balance_steps: bool = True,
         descent: Descent | None = None,
         picture_weights: Tensor | None = None,
+        position_weights: Tensor | None = None,
         team: Team = ALONE,
         accumulate: int = 1,
     ) -> None:
@@ -92,6 +95,7 @@ class DenoiserStage:
                 expected="both, or a U-Net without a context and no text encoder",
             )
         self.picture_weights = torch.ones(len(moments)) if picture_weights is None else picture_weights
+        self.position_weights = None if position_weights is None else position_weights / position_weights.mean()
         self.schedule = NoiseSchedule(schedule)
         weights = step_weight(self.schedule.alpha_bar) if balance_steps else self.schedule.alpha_bar**0
         self.weights = weights.float()
@@ -108,6 +112,8 @@ class DenoiserStage:
             "num_pictures": len(moments),
             "precision": str(dtype),
         }
+        if position_weights is not None:
+            self.settings["heaviest_position"] = round(float(position_weights.max()), 4)
         settings: dict[str, Any] = {"warmup": 500} if descent is None else descent.to_dict()
         if descent is not None:
             self.settings["descent"] = settings
@@ -133,9 +139,12 @@ class DenoiserStage:
             context = None if tokens is None else self.context_of(tokens[rows].to(self.device))
             times = t[rows].to(self.device)
             eps_hat = self.learner.net(x_t[rows].to(self.device, self.dtype), times.float(), context)
-            losses = noise_loss(eps_hat, noise[rows].to(self.device))
-            ((self.weights[t[rows]].to(self.device) * losses).sum() / b).backward()
-            total += losses.sum().item()
+            goal = noise[rows].to(self.device)
+            plain = weighed = noise_loss(eps_hat, goal)
+            if self.position_weights is not None:
+                weighed = noise_loss(eps_hat, goal, self.position_weights[chosen[rows]].to(self.device))
+            ((self.weights[t[rows]].to(self.device) * weighed).sum() / b).backward()
+            total += plain.sum().item()
         self.learner.step(progress)
         return {"loss": self.team.total(total) / b}
 
