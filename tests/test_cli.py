@@ -517,8 +517,10 @@ def test_train_all_shares_ninety_minutes(cli, model, monkeypatch):
     assert f'ldm-tutor draw "a red cat at night" --weights {model}' in done.out
     (minutes, resume, given) = asked[0]
     assert (minutes, resume, given.seed, given.num_workers, given.num_scenes) == (90, True, 3, 2, 100_000)
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 1 and "in 90 minutes --preset small gets further" in done.err
     assert_refused(cli("train", "all", "--out", model), 1, "earlier run")
+    for words in (("--preset", "small"), ("--minutes", 600), ("--start-from", model)):
+        assert "gets further" not in cli("train", "all", "--out", "new", *words).err
 
 
 def test_a_stage_alone_takes_its_share(cli, monkeypatch):

@@ -15,8 +15,10 @@ from ldm_tutor.cli.options import MAX_SEED, PROGRAM, Device, usable_device, whol
 from ldm_tutor.cli.train_presets import DryRun, Frozen, PresetName, batch_of, check_preset, show_plan
 from ldm_tutor.errors import ConfigError, WeightsError
 
-EXAMPLE = "Example: ldm-tutor train all --minutes 90 --out runs/mine"
+EXAMPLE = "Example: ldm-tutor train all --preset small --minutes 90 --out runs/mine"
 ALL_MINUTES = 90.0
+HOURS = 240.0  # minutes from which a laptop trains a model of the shipped one's size as far as a smaller one
+log = logging.getLogger(__name__)
 
 StageName = Literal["perceptual", "judge", "autoencoder", "clip", "denoiser", "all"]
 ConditionName = Literal["layout", "inpainting", "upscaling", "class", "semantic"]
@@ -148,8 +150,11 @@ def train(
     names = (STAGES if data is None else tuple(OWN_SHARES)) if stage == "all" else (stage,)
     names = names if condition is None else (condition,)
     team = join("cpu" if pick_device(chosen).type == "cpu" else device)
+    all_minutes = minutes or ALL_MINUTES
     if not quiet and team.is_main:
         _show_news()
+        if stage == "all" and preset is None and data is None and start_from is None and all_minutes < HOURS:
+            log.info("the shipped model's size wants hours; in %g minutes --preset small gets further", all_minutes)
     if condition is not None and team.size > 1:
         raise ConfigError("--condition trains in one process", given=team.size, fix="start it without accelerate")
     if team.num_restarts and _began(out, names, team.launched_at):
@@ -189,7 +194,7 @@ def train(
             budget = Budget(steps=steps, minutes=MINUTES[condition] if steps is None and minutes is None else minutes)
             written = train_condition(condition, budget, options, rank=rank, resume=resume)
         elif stage == "all":
-            for _, paths in train_all(minutes or ALL_MINUTES, options, resume=resume):
+            for _, paths in train_all(all_minutes, options, resume=resume):
                 written += paths
         else:
             if steps is None and minutes is None:

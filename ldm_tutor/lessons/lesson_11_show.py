@@ -101,7 +101,7 @@ def ceiling_figure(study: dict[str, Report]) -> Figure:
         for k, what in enumerate(("background", "color", "object")):
             shares = [value_of(each["ceiling"], what) for each in study.values()]
             axes[0].bar(x + 0.27 * (k - 1), shares, 0.25, label=what, hatch=("", "//", "..")[k], edgecolor="white")
-        axes[1].bar(x, [value_of(each["ceiling"], "fid") for each in study.values()], 0.6)
+        axes[1].bar(x, [value_of(each["ceiling"], "fid") for each in study.values()], 0.6, color="C3")
         axes[0].set(title="real scenes, there and back: share right", ylim=(0, 1.3))
         axes[0].legend(fontsize=9, ncols=3)
         axes[1].set(title="their FID")

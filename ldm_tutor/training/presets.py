@@ -106,8 +106,8 @@ class TrainingPreset:
     def departures(self, stage: str) -> list[str]:
         """Return what is otherwise than in the published training, a sentence each."""
         if self.paper is None:
-            told = "the judge and the perceptual network see scenes of 64 pixels: `evaluate` shrinks larger ones first"
-            return [told] if self.model.picture_size > 64 else []
+            note = "the judge and the perceptual network see scenes of 64 pixels: `evaluate` shrinks larger ones first"
+            return [note] if self.model.picture_size > 64 else []
         if stage == "autoencoder":
             return [
                 "instead of LPIPS (VGG-16 and its learned weights) the course's perceptual network compares pictures",
