@@ -583,8 +583,8 @@ print("f = 8 loses more than half of the colours before diffusion begins:", lost
 #
 # ## Look for yourself
 #
-# > **Try it.** Choose a measure and an axis. Find the measure in which $f = 8$ is ahead, and ask whether you would want
-# > its pictures. Then look at the loss: can you compare it between spaces at all?
+# > **Try it.** Choose a measure and an axis. Find the measure in which $f = 8$ ends ahead of $f = 4$, and ask whether
+# > you would want its pictures. Then look at the loss: can you compare it between spaces at all?
 
 
 # %%
