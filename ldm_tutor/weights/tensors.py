@@ -70,8 +70,13 @@ class Tensors:
 
 
 def _pieces(place: Place, flat: Tensor) -> Iterator[Tensor]:
-    """Yield the numbers as they are in the file, piece by piece; where type and device agree, in their final place."""
+    """Yield the numbers as they are in the file, piece by piece; where type and device agree, in their final place.
+
+    Otherwise a piece holds until the next one is asked for.
+    """
     direct = flat.dtype == place.dtype and flat.device.type == "cpu"
+    most = min(flat.numel(), PIECE // place.dtype.itemsize)
+    between = torch.empty(0 if direct else most, dtype=place.dtype)  # each piece takes the place of the one before
     start = 0
     try:
         with open(place.file, "rb", buffering=0) as file:
@@ -79,8 +84,8 @@ def _pieces(place: Place, flat: Tensor) -> Iterator[Tensor]:
                 file.seek(offset)
                 left = num_bytes // place.dtype.itemsize
                 while left:
-                    count = min(left, PIECE // place.dtype.itemsize)
-                    piece = flat[start : start + count] if direct else torch.empty(count, dtype=place.dtype)
+                    count = min(left, most)
+                    piece = flat[start : start + count] if direct else between[:count]
                     _fill_buffer(file, piece.view(torch.uint8).numpy().data)
                     yield piece
                     start, left = start + count, left - count
