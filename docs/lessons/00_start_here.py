@@ -46,7 +46,7 @@ from ldm_tutor.sampling.noise import PictureNoise
 from ldm_tutor.sampling.steps import ddim_step, timestep_grid
 from ldm_tutor.widgets.studio import scene_studio
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, torch.get_num_threads()))
 
 # %% [markdown]
 # ## Fact box

@@ -47,7 +47,7 @@ from ldm_tutor.nn.transformer import causal_mask
 from ldm_tutor.plots.figures import bars, picture_grid, show
 from ldm_tutor.widgets.similarity import similarity_explorer
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, torch.get_num_threads()))
 
 # %% [markdown]
 # ## Fact box

@@ -131,12 +131,17 @@ def measure(
             "wrong_names": clip_score(clip, tokenizer, real, shuffled).to_dict(),
         },
         "nearest": nearest_report(drawn, seen),
-        "trainings": {
-            stage: {key: read_header(weights / file)["metadata"].get(key) for key in ("steps", "samples", "seconds")}
-            for stage, file in PARTS.items()
-        },
+        "trainings": trainings(weights),
     }
     return report, {"drawn": drawn, "new": new}
+
+
+def trainings(weights: Path) -> dict[str, dict[str, Any]]:
+    """Return steps, pictures and seconds of each stage, from the headers of the weights."""
+    return {
+        stage: {key: read_header(weights / file)["metadata"].get(key) for key in ("steps", "samples", "seconds")}
+        for stage, file in PARTS.items()
+    }
 
 
 # ---------------------------------------------------------------- kept with the course
@@ -205,10 +210,10 @@ def card(report: Report, weights: Path) -> str:
         measured={
             "PSNR of the shipped autoencoder, seen emoji": f"{report['psnr']['shipped_autoencoder']} dB",
             "PSNR after fine-tuning, seen emoji": f"{report['psnr']['autoencoder']} dB",
-            f"CLIP finds the name of a picture among {report['num_words']}": _share(
+            f"CLIP finds the name of a picture among {report['num_words']}": share_of(
                 report["retrieval"]["picture_to_text"]
             ),
-            "nearest training picture of a drawn one has its name": _share(near["right_name"]),
+            "nearest training picture of a drawn one has its name": share_of(near["right_name"]),
             "distance to it (root mean square, 0 to 2)": str(near["distance"]),
             "the same from one training picture to another": str(near["distance_between_training_pictures"]),
             "CLIP score, drawn / real / real with wrong names": " / ".join(
@@ -227,22 +232,29 @@ def card(report: Report, weights: Path) -> str:
     )
 
 
-def _share(value: dict[str, Any]) -> str:
+def share_of(value: dict[str, Any]) -> str:
+    """Return a share and its number in words, for a card."""
     return f"{value['value']:.0%} of {value['num']}"
 
 
 def keep(folder: Path, report: Report, pictures: dict[str, Pictures], weights: Path) -> None:
     """Write the report, the sheets, the logs and the card into `folder`."""
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, each in pictures.items():
         with atomic_file(folder / f"{name}.png") as temporary:
             tiles(each).save(temporary, format="PNG", optimize=True)
-    for stage in ("autoencoder", "clip", "denoiser"):
-        text = (weights / f"{stage}.csv").read_text(encoding="utf-8")
-        (folder / "logs" / f"{stage}.csv").write_text(text, encoding="utf-8", newline="\n")
+    keep_logs(folder, weights)
     with atomic_file(folder / "measured.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     write_card(folder / "MODEL_CARD.md", card(report, weights))
+
+
+def keep_logs(folder: Path, weights: Path) -> None:
+    """Copy the logs of the three stages into `folder`/logs."""
+    (folder / "logs").mkdir(exist_ok=True)
+    for stage in PARTS:
+        text = (weights / f"{stage}.csv").read_text(encoding="utf-8")
+        (folder / "logs" / f"{stage}.csv").write_text(text, encoding="utf-8", newline="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -259,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = (read_pictures(place, side) for place in (given.seen, given.words, given.everything))
     report, pictures = measure(given.weights, *data)
     keep(given.out, report, pictures, given.weights)
-    log.info("%s: %s have the right nearest picture", given.out, _share(report["nearest"]["right_name"]))
+    log.info("%s: %s have the right nearest picture", given.out, share_of(report["nearest"]["right_name"]))
     return 0
 
 
