@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,13 +13,17 @@ from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.tuning import tune
 from ldm_tutor.pipeline import BertPipeline, DrawingPipeline, Pipeline, load_pipeline
-from ldm_tutor.presets import PaperModel, sd_v1_inpainting
+from ldm_tutor.presets import PaperModel, sd_v1_inpainting, text2img_1p4b
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.weights.diffusers_folder import DiffusersParts
 from ldm_tutor.weights.sources import is_foreign, open_model
 from ldm_tutor.weights.text2img_folder import Text2ImgParts
 
-FILE_PRESETS = {**PRESETS, "sd_v1_inpainting": sd_v1_inpainting}  # what a single file can be
+FILE_PRESETS: dict[str, Callable[[], ModelConfig | PaperModel]] = {  # what a single file can be
+    **PRESETS,
+    "sd_v1_inpainting": sd_v1_inpainting,
+    "text2img_1p4b": text2img_1p4b,
+}
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 FULL_SIZE = 100_000_000  # parameters of a U-Net; a smaller one is fast enough in float32
 
@@ -34,10 +39,11 @@ def open_pipeline(
 ) -> DrawingPipeline:
     """Return the model at `place`, ours or another program's, ready to draw; None is the model that the course ships.
 
-    It is a `Pipeline`, or a `BertPipeline` for a folder of diffusers' LDMTextToImagePipeline.
-    `preset`, `tokenizer` and `ema` are for a single file, see `open_parts`. `precision`: one of PRECISIONS, the number
-    type of U-Net and text encoder, see `drawing_dtype`; the autoencoder stays in float32, because in float16 Stable
-    Diffusion's can overflow. WeightsError and ConfigError say what is missing, broken or of another kind.
+    It is a `Pipeline`, or a `BertPipeline` for the paper's text2img_1p4b, a single file or a folder of diffusers'
+    LDMTextToImagePipeline. `preset`, `tokenizer` and `ema` are for a single file, see `open_parts`. `precision`: one
+    of PRECISIONS, the number type of U-Net and text encoder, see `drawing_dtype`; the autoencoder stays in float32,
+    because in float16 Stable Diffusion's can overflow. WeightsError and ConfigError say what is missing, broken or of
+    another kind.
     """
     where = torch.device(device)
     _check_precision(precision, where)
@@ -96,7 +102,7 @@ def open_parts(
     """Return the parts of another program's model, `dtype` None as on disk.
 
     A single file has neither settings nor words in it. So `preset` says which of FILE_PRESETS it is, `tokenizer` names
-    a folder (or a model on the hub) with CLIP's vocabulary, and `ema` picks the moving average or the trained weights
+    a place of its words (see `sources.open_model`), and `ema` picks the moving average or the trained weights
     (see `load_compvis`).
     """
     if preset not in FILE_PRESETS:

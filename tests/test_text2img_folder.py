@@ -11,7 +11,7 @@ from test_export import assert_refused, cli  # noqa: F401  (a fixture)
 
 from ldm_tutor.config import FOREIGN_DRAWING
 from ldm_tutor.errors import ConfigError, PromptError, WeightsError
-from ldm_tutor.open_model import open_pipeline
+from ldm_tutor.open_model import FILE_PRESETS, open_pipeline
 from ldm_tutor.pipeline import BertPipeline
 from ldm_tutor.weights.compvis import CompvisParts
 from ldm_tutor.weights.sources import is_foreign, open_model
@@ -163,6 +163,25 @@ def test_draw_and_export_open_it(cli, published, tmp_path):  # noqa: F811
     assert load_text2img(tmp_path / "again").tokenizer.words == tuple(WORDS)
     done = cli("export", "--format", "compvis", "--weights", published, "--out", "one.safetensors")
     assert done[0] == 0 and (tmp_path / "one.safetensors").stat().st_size > 100_000
+
+
+def test_a_single_file_of_it(cli, published, tmp_path, monkeypatch):  # noqa: F811
+    pipe = open_pipeline(published)
+    monkeypatch.setitem(FILE_PRESETS, "text2img_1p4b", lambda: pipe.config)
+    assert cli("export", "--format", "compvis", "--weights", published, "--out", "one.safetensors")[0] == 0
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    for place in (published, published / "tokenizer", tmp_path / "vocab.txt"):
+        again = open_pipeline(tmp_path / "one.safetensors", preset="text2img_1p4b", tokenizer=place)
+        assert isinstance(again, BertPipeline) and again.tokenizer.words == tuple(WORDS)
+        one, other = (each.draw(PROMPTS, SEEDS, num_steps=3, guidance=2.0) for each in (pipe, again))
+        assert torch.equal(one, other)
+    file = ("draw", "a red cats", "--steps", 2, "--num", 1, "--weights", "one.safetensors")
+    assert cli(*file, "--preset", "text2img_1p4b", "--tokenizer", "vocab.txt")[0] == 0
+    assert_refused(cli(*file, "--preset", "text2img_1p4b"), "one.safetensors", "neither settings nor words")
+    assert_refused(
+        cli(*file, "--preset", "text2img_1p4b", "--tokenizer", "no.txt"), "no.txt", "no vocabulary to be read"
+    )
+    assert_refused(cli(*file, "--tokenizer", "vocab.txt"), "one.safetensors")
 
 
 def test_sentences_that_cannot_be_read(published):

@@ -118,7 +118,8 @@ def _export_paper(
     """Export a model of the paper, told by BERT's words, classes, boxes or nothing, from its single file."""
     from ldm_tutor.presets import PAPER_MODELS
     from ldm_tutor.weights.compvis import load_compvis, save_compvis
-    from ldm_tutor.weights.text2img_folder import check_text2img, export_text2img, read_vocabulary
+    from ldm_tutor.weights.hub import local_place
+    from ldm_tutor.weights.text2img_folder import check_text2img, export_text2img, read_words
 
     model, name = PAPER_MODELS[preset](), str(dtype).removeprefix("torch.")
     if weights is None or not weights.expanduser().is_file():
@@ -134,7 +135,7 @@ def _export_paper(
         if tokenizer is None:
             expected = "a folder with BERT's vocab.txt, one word a line"
             raise ConfigError("--tokenizer: the file has no words in it", given=None, expected=expected)
-        words = read_vocabulary(tokenizer.expanduser(), getattr(model.condition, "vocab_size", 0))
+        words = read_words(local_place(tokenizer), getattr(model.condition, "vocab_size", 0))
         _check_free(out, source, overwrite)
     parts = load_compvis(source, model, ema=ema)
     if form == "compvis":

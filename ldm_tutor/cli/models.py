@@ -33,10 +33,13 @@ def models(
     """List the course's models and the paper's: the exact size of each part, and the work of one U-Net step."""
     target = check_out(json, ".json", "--json") if json is not None else None
 
-    from ldm_tutor.config import PRESETS
+    from ldm_tutor.config import PRESETS, scenes
     from ldm_tutor.presets import PAPER_MODELS, sd_v1_inpainting
+    from ldm_tutor.training.presets import TRAINING_PRESETS
 
-    course = {name: sizes(make()) for name, make in PRESETS.items()}
+    other_sizes = {name: preset.model for name, make in TRAINING_PRESETS.items() if (preset := make()).paper is None}
+    listed = {"scenes": scenes(), **other_sizes, **{name: make() for name, make in PRESETS.items()}}
+    course = {name: sizes(model) for name, model in listed.items()}
     paper = {"sd_v1_inpainting": sizes(sd_v1_inpainting())}
     paper |= {name: sizes(make()) for name, make in PAPER_MODELS.items()}
     print(_overview(course | paper))

@@ -9,14 +9,17 @@ import torch
 from ldm_tutor.config import ModelConfig, TextEncoderConfig
 from ldm_tutor.errors import WeightsError
 from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.bert_encoder import BertEncoder
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.tokenizer import Tokenizer
+from ldm_tutor.models.word_pieces import WordPieces
+from ldm_tutor.presets import PaperModel
 from ldm_tutor.weights.checkpoint_file import SUFFIXES, open_checkpoint
 from ldm_tutor.weights.compvis import load_compvis
 from ldm_tutor.weights.diffusers_folder import INDEX, DiffusersParts, load_diffusers, read_tokenizer
 from ldm_tutor.weights.files import KINDS, METADATA_KEY
 from ldm_tutor.weights.hub import is_hub_name, local_place
-from ldm_tutor.weights.text2img_folder import Text2ImgParts, is_text2img, load_text2img
+from ldm_tutor.weights.text2img_folder import Text2ImgParts, is_text2img, load_text2img, read_words
 
 
 def is_foreign(place: str | Path) -> bool:
@@ -37,7 +40,7 @@ def is_foreign(place: str | Path) -> bool:
 def open_model(
     place: str | Path,
     *,
-    model: ModelConfig | None = None,
+    model: ModelConfig | PaperModel | None = None,
     tokenizer: str | Path | None = None,
     ema: bool | None = None,
     device: str | torch.device = "cpu",
@@ -45,9 +48,10 @@ def open_model(
 ) -> DiffusersParts | Text2ImgParts:
     """Read a model that is told by words: U-Net, autoencoder, text encoder, tokenizer and noise schedule.
 
-    The words are CLIP's, or those of BERT in a folder of diffusers' LDMTextToImagePipeline. A single file has neither
-    settings nor words: `model` says which it is, and `tokenizer` is a folder with CLIP's files, or the hub name of a
-    model that has them. `ema`: see `load_compvis`. `dtype` None as on disk. WeightsError where something is missing.
+    The words are CLIP's or, of the paper's text2img_1p4b and a folder of diffusers' LDMTextToImagePipeline, BERT's. A
+    single file has neither settings nor words: `model` says which it is, and `tokenizer` is a folder with the files of
+    CLIP's or BERT's, a vocab.txt of BERT's, or the hub name of a model that has them. `ema`: see `load_compvis`.
+    `dtype` None as on disk. WeightsError where something is missing.
     """
     path = local_place(place)
     if (path / INDEX).is_file():
@@ -66,7 +70,12 @@ def open_model(
         )
     parts = load_compvis(path, model, ema=ema, device=device, dtype=dtype)
     unet, autoencoder, text_encoder = parts.unet, parts.autoencoder, parts.condition
-    assert unet is not None and isinstance(autoencoder, Autoencoder) and isinstance(text_encoder, TextEncoder)
+    assert unet is not None and isinstance(autoencoder, Autoencoder)
+    if isinstance(text_encoder, BertEncoder):
+        size, length = text_encoder.config.vocab_size, text_encoder.config.context_length
+        words = WordPieces(read_words(_words_at(tokenizer), size), length)
+        return Text2ImgParts(words, text_encoder, unet, autoencoder, parts.schedule, parts.picture_size)
+    assert isinstance(text_encoder, TextEncoder)
     return DiffusersParts(
         tokenizer=_tokenizer(tokenizer, text_encoder.config),
         text_encoder=text_encoder,
@@ -77,9 +86,14 @@ def open_model(
     )
 
 
-def _tokenizer(place: str | Path, config: TextEncoderConfig) -> Tokenizer:
+def _words_at(place: str | Path) -> Path:
     root = local_place(place)
-    tokenizer = read_tokenizer(root / "tokenizer" if (root / "tokenizer").is_dir() else root)
+    return root / "tokenizer" if (root / "tokenizer").is_dir() else root
+
+
+def _tokenizer(place: str | Path, config: TextEncoderConfig) -> Tokenizer:
+    root = _words_at(place)
+    tokenizer = read_tokenizer(root)
     if tokenizer.vocab_size > config.vocab_size or tokenizer.context_length > config.context_length:
         raise WeightsError(
             f"{root}: a tokenizer of another model",

@@ -102,7 +102,7 @@ def load_text2img(
             f"the autoencoder's {autoencoder.config.latent_channels} channels, {TOKENS} tokens or more",
         )
     return Text2ImgParts(
-        tokenizer=WordPieces(_read_words(root / "tokenizer", bert.config.vocab_size), TOKENS),
+        tokenizer=WordPieces(read_words(root / "tokenizer", bert.config.vocab_size), TOKENS),
         text_encoder=bert,
         unet=unet,
         autoencoder=autoencoder,
@@ -127,28 +127,18 @@ def check_text2img(condition: Any, autoencoder: Any, name: str) -> None:
         )
 
 
-def read_vocabulary(place: Path, num_tokens: int) -> list[str]:
-    """Return BERT's words, one a line, from a file or from `vocab.txt` in a folder; WeightsError for anything else."""
-    path = place / VOCAB if place.is_dir() else place
-    try:
-        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(
-            f"{path}: no vocabulary to be read ({type(error).__name__})", expected=f"BERT's {VOCAB}, one word a line"
-        ) from error
-    return _checked(words, path, num_tokens)
-
-
-def _read_words(folder: Path, num_tokens: int) -> list[str]:
-    """Return the words in a tokenizer's folder, also from the one file that newer versions of transformers write."""
-    path = folder / _TOKENIZER_CONFIG
+def read_words(place: Path, num_tokens: int) -> list[str]:
+    """Return BERT's words, of a vocab.txt or of a tokenizer's folder, old or new; WeightsError for anything else."""
+    if not place.is_dir():
+        return _read_lines(place, num_tokens)
+    path = place / _TOKENIZER_CONFIG
     settings = read_json(path) if path.exists() else {}
     for name, allowed in _UNCASED.items():
         if (value := settings.get(name, allowed[0])) not in allowed:
             raise WeightsError(f"{path}: {name}", given=value, expected=f"{allowed[0]}: our tokenizer is uncased")
-    path = folder / _TOKENIZER
-    if (folder / VOCAB).exists() or not path.exists():
-        return read_vocabulary(folder, num_tokens)
+    path = place / _TOKENIZER
+    if (place / VOCAB).exists() or not path.exists():
+        return _read_lines(place / VOCAB, num_tokens)
     model = read_json(path).get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     numbers = [each for each in vocab.values() if type(each) is int] if isinstance(vocab, dict) else []
@@ -156,6 +146,16 @@ def _read_words(folder: Path, num_tokens: int) -> list[str]:
         problem = f"{path}: no vocabulary of BERT's form"
         raise WeightsError(problem, expected="model.vocab, with a number from 0 on for each word")
     return _checked(sorted(vocab, key=vocab.__getitem__), path, num_tokens)
+
+
+def _read_lines(path: Path, num_tokens: int) -> list[str]:
+    try:
+        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f"{path}: no vocabulary to be read ({type(error).__name__})", expected=f"BERT's {VOCAB}, one word a line"
+        ) from error
+    return _checked(words, path, num_tokens)
 
 
 def _checked(words: list[str], path: Path, num_tokens: int) -> list[str]:
