@@ -166,13 +166,33 @@ def untile(path: Path, num: int, columns: int = COLUMNS, side: int = 64) -> list
     return [sheet[r * side : (r + 1) * side, c * side : (c + 1) * side] for r, c in places]
 
 
-def load_emoji(folder: Path | None = None) -> tuple[Report, dict[str, list[np.ndarray]]]:
-    """Return what the long run has measured, and its drawn pictures: "drawn" for seen names, "new" for new ones."""
-    folder = shipped_folder("emoji") if folder is None else folder
+def read_report(folder: Path) -> Report:
+    """Return what `keep` wrote as measured.json; ConfigError where it is not there."""
     path = folder / "measured.json"
     if not path.is_file():
         raise ConfigError(f"{path} is not there", fix="get it again with git (git checkout data/weights)")
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report: Report = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+def keep_report(folder: Path, report: Report, sheets: dict[str, Image.Image], weights: Path, card: str) -> None:
+    """Write the report, the sheets by their names, the logs of the three stages and the card into `folder`."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    for name, sheet in sheets.items():
+        with atomic_file(folder / f"{name}.png") as temporary:
+            sheet.save(temporary, format="PNG", optimize=True)
+    for stage in PARTS:
+        text = (weights / f"{stage}.csv").read_text(encoding="utf-8")
+        (folder / "logs" / f"{stage}.csv").write_text(text, encoding="utf-8", newline="\n")
+    with atomic_file(folder / "measured.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    write_card(folder / "MODEL_CARD.md", card)
+
+
+def load_emoji(folder: Path | None = None) -> tuple[Report, dict[str, list[np.ndarray]]]:
+    """Return what the long run has measured, and its drawn pictures: "drawn" for seen names, "new" for new ones."""
+    folder = shipped_folder("emoji") if folder is None else folder
+    report = read_report(folder)
     counts = {"drawn": len(report["names"]), "new": len(report["new_names"])}
     return report, {name: untile(folder / f"{name}.png", count) for name, count in counts.items()}
 
@@ -239,22 +259,8 @@ def share_of(value: dict[str, Any]) -> str:
 
 def keep(folder: Path, report: Report, pictures: dict[str, Pictures], weights: Path) -> None:
     """Write the report, the sheets, the logs and the card into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, each in pictures.items():
-        with atomic_file(folder / f"{name}.png") as temporary:
-            tiles(each).save(temporary, format="PNG", optimize=True)
-    keep_logs(folder, weights)
-    with atomic_file(folder / "measured.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-    write_card(folder / "MODEL_CARD.md", card(report, weights))
-
-
-def keep_logs(folder: Path, weights: Path) -> None:
-    """Copy the logs of the three stages into `folder`/logs."""
-    (folder / "logs").mkdir(exist_ok=True)
-    for stage in PARTS:
-        text = (weights / f"{stage}.csv").read_text(encoding="utf-8")
-        (folder / "logs" / f"{stage}.csv").write_text(text, encoding="utf-8", newline="\n")
+    sheets = {name: tiles(each) for name, each in pictures.items()}
+    keep_report(folder, report, sheets, weights, card(report, weights))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ a sheet of drawn pictures, measured.json, logs and a model card. The weights and
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -23,9 +22,17 @@ from torch.nn import functional as F
 from ldm_tutor.data.captioned import CaptionedPictures
 from ldm_tutor.data.folders import read_pictures
 from ldm_tutor.data.scenes.datasets import to_float
-from ldm_tutor.errors import ConfigError
 from ldm_tutor.evaluation import draw_many
-from ldm_tutor.lessons.lesson_14_kit import Report, keep_logs, reconstructions, share_of, tiles, trainings, untile
+from ldm_tutor.lessons.lesson_14_kit import (
+    Report,
+    keep_report,
+    read_report,
+    reconstructions,
+    share_of,
+    tiles,
+    trainings,
+    untile,
+)
 from ldm_tutor.metrics.clip_score import clip_features
 from ldm_tutor.metrics.fid import frechet_distance
 from ldm_tutor.metrics.figures import Measured, share
@@ -35,8 +42,8 @@ from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.shapes import Float, Pictures, Tensor
-from ldm_tutor.training.model_card import model_card, write_card
-from ldm_tutor.weights.files import atomic_file, load_model
+from ldm_tutor.training.model_card import model_card
+from ldm_tutor.weights.files import load_model
 from ldm_tutor.weights.shipped import resolve, shipped_folder
 
 PER_CLASS, SHOWN, HELD_OUT = 50, 8, 1000
@@ -116,10 +123,7 @@ def measure(weights: Path, seen: CaptionedPictures, others: CaptionedPictures) -
 def load_photos(folder: Path | None = None) -> tuple[Report, list[np.ndarray]]:
     """Return what the run has measured, and its drawn pictures: SHOWN of each name in a row, as bytes."""
     folder = shipped_folder("cifar10") if folder is None else folder
-    path = folder / "measured.json"
-    if not path.is_file():
-        raise ConfigError(f"{path} is not there", fix="get it again with git (git checkout data/weights)")
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_report(folder)
     return report, untile(folder / "drawn.png", len(report["names"]) * report["shown"], report["shown"])
 
 
@@ -156,14 +160,8 @@ def card(report: Report, weights: Path) -> str:
 
 def keep(folder: Path, report: Report, drawn: Pictures, weights: Path) -> None:
     """Write the report, a sheet of SHOWN pictures a name, the logs and the card into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     shown = drawn.view(len(report["names"]), -1, *drawn.shape[1:])[:, :SHOWN].flatten(0, 1)
-    with atomic_file(folder / "drawn.png") as temporary:
-        tiles(shown, SHOWN).save(temporary, format="PNG", optimize=True)
-    keep_logs(folder, weights)
-    with atomic_file(folder / "measured.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8", newline="\n")
-    write_card(folder / "MODEL_CARD.md", card(report, weights))
+    keep_report(folder, report, {"drawn": tiles(shown, SHOWN)}, weights, card(report, weights))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
