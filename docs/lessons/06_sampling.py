@@ -541,16 +541,16 @@ for (name, n), each in near.items():
 # ## Step 8: quality against steps
 #
 # The second question needs a judge and many pictures, more than a lesson can draw. So these figures come with the
-# course. One command made them, in some ten minutes on one core; run it again and the figures are yours:
+# course. One command made them, in some twenty minutes on one core; run it again and the figures are yours:
 #
 # ```sh
 # python -m ldm_tutor.lessons.lesson_06_kit
 # ```
 #
-# For each sampler and number of steps it draws the same held-out sentences with the same seeds, and with guidance 4
-# (elsewhere in this lesson it is the pipeline's own, 2). The judge reads the pictures: does everything that the
-# sentence says come true? The second measure is the Fréchet distance of the judge's features between these pictures
-# and a thousand real scenes (lesson 11): the recipe of the FID, on our own features.
+# For each sampler and number of steps it draws the same held-out sentences with the same seeds and the pipeline's own
+# guidance. The judge reads the pictures: does everything that the sentence says come true? The second measure is the
+# Fréchet distance of the judge's features between these pictures and a thousand real scenes (lesson 11): the recipe of
+# the FID, on our own features.
 
 # %%
 figures = load_figures()
@@ -564,11 +564,11 @@ print("real scenes are far from real scenes, more than 5:", figures["real"]["dis
 print(quality_table(figures))
 
 # %% [markdown]
-# Read it with care. The interval behind each share is wide, as the last cell shows: with this many pictures, a
-# difference of a tenth may be luck. The distance has a worse flaw. Few pictures push it up, so much that *real* scenes
+# Read it with care. Each share has an interval, as the last cell shows: with this many pictures, a difference of four
+# or five in a hundred may be luck. The distance has a worse flaw. Few pictures push it up, so much that *real* scenes
 # are far from real scenes. The lower grey line is the floor, and only the distance above it means something; never
 # compare such a number with one from a paper, which took tens of thousands of pictures and other features. What the
-# figure does say: the gain from more steps is at the beginning of the curve. After that you pay and get next to
+# figure does say: the gain from more steps is at the beginning of the curve. After some sixteen you pay and get
 # nothing.
 #
 # And where is the second order? 2M, nearest to the exact end in step 7, is nowhere ahead here; DDPM, which does not
@@ -641,8 +641,7 @@ alt = "Four sentences in four steps: above 2M, the house smeared; below, clean, 
 look([pipeline.decode(each) for each in pairs], ["2M, 4 steps"] * 4 + ["forgets at the last stride"] * 4, 4, alt)
 
 # %% [markdown]
-# The smear around the house is gone. (More guidance makes it wilder, as in the figure: the two answers differ more.)
-# What is still wrong has another cause, the start at 751 that you met in step 6.
+# The smear around the house is gone. What is still wrong has another cause, the start at 751 that you met in step 6.
 #
 # > **Careful.** An order is also a promise about *short* strides only. Well-known implementations make the last step
 # > of a short run first order for this reason (below 15 steps).

@@ -1,7 +1,7 @@
 """The autoencoders that lesson 01 compares: `python -m ldm_tutor.lessons.lesson_01_study`.
 
-Four that shrink the side by f = 2, 4, 8 and 16, and f = 2 again with other weights of the KL. To need no more than
-half a minute of one core each, all begin with the outer layers of the shipped autoencoder, those whose size does not
+Four that shrink the side by f = 2, 4, 8 and 16, and f = 2 again with other weights of the KL. To need no more than a
+few minutes of one core each, all begin with the outer layers of the shipped autoencoder, those whose size does not
 depend on f; the layers round the latents are new in every one. All learn from the same batches, by the course's own
 stage and training loop: L1, perceptual distance and KL, no adversary. What is there already is skipped, and a run that
 was broken off goes on from its checkpoint.
@@ -35,7 +35,7 @@ from ldm_tutor.weights.shipped import resolve, shipped_folder
 log = logging.getLogger("ldm_tutor.lessons.lesson_01_study")
 
 FOLDER = "lesson_01"  # in data/weights
-NUM_STEPS, NUM_SCENES, NUM_WATCHED, WATCH_EVERY = 400, 4_000, 32, 20
+NUM_STEPS, NUM_SCENES, NUM_WATCHED, WATCH_EVERY = 2000, 16_000, 32, 50
 # Widths, one entry per level, and latent channels. The latents hold 3072, 1024, 512 and 256 numbers, of the picture's
 # 12288. f = 2 goes without attention, which would have 1,024 positions to compare.
 SHAPES: dict[int, tuple[tuple[int, ...], int]] = {

@@ -2,7 +2,7 @@
 
     python -m ldm_tutor.lessons.lesson_02_kit runs/lesson_02
 
-trains all of them (an hour of one CPU core), writes what the lesson needs to data/weights/lesson_02,
+trains all of them (three quarters of an hour of one CPU core), writes what the lesson needs to data/weights/lesson_02,
 the weights as float16, and skips a run that is already finished.
 """
 
@@ -48,9 +48,9 @@ Row = dict[str, float]
 
 CODER = AutoencoderConfig(channels=8, channel_mult=(1, 2, 4, 4), num_res_blocks=1, norm_groups=4, mid_attention=False)
 CRITIC = DiscriminatorConfig(channels=24, num_layers=2)
-NUM_STEPS, BATCH_SIZE, NUM_SCENES, NUM_HELD_OUT = 8000, 4, 32_000, 32
-LOG_EVERY = 400
-LOOK_AT = (400, 1200, 2400, 4000, 6000, NUM_STEPS)  # steps after which the same two pictures are kept
+NUM_STEPS, BATCH_SIZE, NUM_SCENES, NUM_HELD_OUT = 6000, 4, 24_000, 32
+LOG_EVERY = 300
+LOOK_AT = (300, 900, 1800, 3000, 4500, NUM_STEPS)  # steps after which the same two pictures are kept
 NUM_KEPT = 2
 
 
