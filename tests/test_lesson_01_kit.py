@@ -39,8 +39,10 @@ def test_the_trials_shrink_the_latents_and_share_everything_else():
     sizes = [each.config().latent_channels * (64 // each.f) ** 2 for each in ours]
     assert sizes == [3072, 1024, 512, 256]
     assert len({(each.recipe(), each.steps) for each in ours}) == 1
-    weights = {each.kl_weight for each in study.TRIALS.values()}
-    assert len(weights) >= 5 and min(weights) <= 1e-9 and max(weights) >= 1e-2
+    sweep = [study.TRIALS[f"autoencoder_kl_{weight:.0e}"] for weight in study.KL_WEIGHTS]
+    assert {each.f for each in sweep} == {2} and len({(each.steps, each.num_scenes) for each in sweep}) == 1
+    weights = {each.kl_weight for each in sweep}
+    assert len(weights) >= 5 and min(weights) <= 1e-9 and max(weights) >= 1e-2 and ours[0].kl_weight in weights
     assert all(each.recipe().adversarial_weight == 0 for each in study.TRIALS.values())
 
 
@@ -66,8 +68,7 @@ def test_outer_layers_are_those_of_the_shipped_autoencoder(f):
 
 @needs_weights
 def test_a_trial_trains_stops_resumes_and_is_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(study.TRIALS, "tiny", study.Trial(4, 1e-6, 4))
-    monkeypatch.setattr(study, "WATCH_EVERY", 2)
+    monkeypatch.setitem(study.TRIALS, "tiny", study.Trial(4, steps=4, watch_every=2))
     monkeypatch.setattr(study, "NUM_WATCHED", 2)
     drawn = study.render_scenes(16).pictures
     real, calls = study.watch, []
@@ -94,7 +95,7 @@ def test_a_trial_trains_stops_resumes_and_is_written(tmp_path, monkeypatch):
         parts = float(row["kl_mean"]) + float(row["kl_spread"])
         assert float(row["kl_per_number"]) == pytest.approx(parts, rel=1e-3)
     assert study.is_done("tiny", tmp_path / "out")
-    monkeypatch.setitem(study.TRIALS, "tiny", study.Trial(4, 1e-6, 5))
+    monkeypatch.setitem(study.TRIALS, "tiny", study.Trial(4, steps=5))
     assert not study.is_done("tiny", tmp_path / "out")
 
 

@@ -128,6 +128,18 @@ def test_grids_wrap_and_check_their_titles():
     plt.close("all")
 
 
+def test_rows_have_their_names_and_columns_their_titles():
+    bright, dark = torch.ones(2, 3, 8, 8), [np.zeros((8, 8, 3), np.uint8)] * 2
+    figure = figures.picture_rows({"bright": bright, "dark": dark}, ["left", "right"], scale=2)
+    above, below = figure.axes
+    assert {text.get_text() for text in above.texts} == {"bright", "left", "right"}
+    assert [text.get_text() for text in below.texts] == ["dark"]
+    for axes, value in ((above, 255), (below, 0)):
+        strip = axes.images[0].get_array()
+        assert strip.shape == (16, 2 * 16 + 8, 3) and (strip[:, :16] == value).all() and (strip[:, -16:] == value).all()
+    plt.close("all")
+
+
 def test_bars_and_flow_write_their_numbers():
     chart = figures.bars(["a", "b"], [3, 0.5], unit="%", form="{:.1f}", title="share")
     assert {"3.0 %", "0.5 %"} <= {text.get_text().strip() for text in chart.axes[0].texts}

@@ -39,7 +39,7 @@ from ldm_tutor.metrics.inception_score import inception_score, judge_probabiliti
 from ldm_tutor.metrics.precision_recall import precision_recall
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
 from ldm_tutor.pipeline import load_pipeline
-from ldm_tutor.plots.figures import STYLE, bars, picture_grid, show
+from ldm_tutor.plots.figures import STYLE, bars, picture_grid, picture_rows, show
 from ldm_tutor.widgets.live import live
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -71,7 +71,7 @@ few = test.captions[:32]
 drawn = {s: torch.cat(list(draw_many(pipeline, few, num_steps=10, guidance=s, sampler="dpm++"))) for s in (1.0, 4.0)}
 rows = {"real": real[:6], "scale 1": drawn[1.0][:6], "scale 4": drawn[4.0][:6]}
 ALT = "Six sentences: the real scene, drawn without guidance, and with scale 4. The drawn ones look like the real ones."
-show(kit.rows_figure(rows, few[:6], scale=2), alt=ALT)
+show(picture_rows(rows, few[:6], scale=2), alt=ALT)
 
 # %% [markdown]
 # The obvious measure: how far is each drawn picture from the real scene of its sentence, pixel by pixel? Give it a
@@ -248,7 +248,7 @@ cases = {
 made = {name: judge_features(judge, pictures) for name, (pictures, _) in cases.items()}
 print("scenes of three kinds only:", len(tame))
 ALT = "Six scenes of each set: real, soft, noisy, few kinds, copies, and real with wrong sentences."
-show(kit.rows_figure({name: pictures[:6] for name, (pictures, _) in cases.items()}), alt=ALT)
+show(picture_rows({name: pictures[:6] for name, (pictures, _) in cases.items()}), alt=ALT)
 
 # %%
 fids = {name: frechet_distance(each, reference) for name, each in made.items()}
@@ -525,7 +525,7 @@ print(f"f = 4 is as far after {fast:.0f} s, a share of {fast / max(seconds):.2f}
 # %%
 sheet = {kit.LABELS[name]: kit.pictures_of(name)[:6] for name in study}
 ALT = "Six sentences, drawn by each run at its last look: noise from pixels, scenery from f = 4 on."
-show(kit.rows_figure(sheet), alt=ALT)
+show(picture_rows(sheet), alt=ALT)
 
 # %% [markdown]
 # Six backgrounds are possible, so chance is one in six. After a minute the pixel model has made a few dozen steps and

@@ -42,6 +42,7 @@ from ldm_tutor.lessons import lesson_14_kit as kit
 from ldm_tutor.lessons.checks import check, exercise, hint, solution
 from ldm_tutor.lessons.cost import cost_card
 from ldm_tutor.lessons.course import course_map, fact_box
+from ldm_tutor.lessons.lesson_14_photos import load_photos
 from ldm_tutor.lessons.lesson_14_robots import ANTENNAS, COLORS, EYES, sentence, spoil, suspects, write_robots
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -54,7 +55,7 @@ from ldm_tutor.metrics.nearest import nearest
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.pipeline import Pipeline, load_pipeline
-from ldm_tutor.plots.figures import STYLE, bars, picture_grid, show
+from ldm_tutor.plots.figures import STYLE, bars, picture_grid, picture_rows, show
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.training.loop import Budget, train
 from ldm_tutor.training.model_card import model_card
@@ -726,6 +727,36 @@ show(
 # a red bear as the red one. That is the price of knowing by heart: there was one picture whose name has "green", so
 # "green" means that picture. "cat" without its "face" still gives the cat. With few pictures a model learns which
 # picture a word belongs to, long before it learns what the word means.
+#
+# ## The other end: fifty thousand photographs
+#
+# The emoji were few and known by heart. What if there are many, and nobody could know them all? CIFAR-10 (Krizhevsky
+# 2009) has 50,000 photographs of 32 x 32 pixels in ten class folders, so the names of the folders are the sentences,
+# and 10,000 more that were held out. One command, one hour of one core, from the shipped weights on:
+#
+# ```sh
+# ldm-tutor train all --data runs/cifar10/train --start-from data/weights/scenes --minutes 60 --out runs/cifar
+# python -m ldm_tutor.lessons.lesson_14_photos runs/cifar runs/cifar10/train runs/cifar10/test
+# ```
+
+# %%
+photos, drawn_photos = load_photos()
+rows = {name: drawn_photos[8 * k : 8 * k + 8] for k, name in enumerate(photos["names"])}
+show(picture_rows(rows), alt="Ten rows of eight pictures, one row a class of CIFAR-10, drawn by the model.")
+for stage, told_of in photos["trainings"].items():
+    seen_times = told_of["samples"] / photos["num_seen"]
+    print(f"{stage}: {told_of['samples']:,} pictures, each photograph {seen_times:.1f} times")
+
+# %%
+right, far, fid = photos["named_right"], photos["distance_to_nearest_seen"], photos["fid_clip"]
+print("PSNR in dB, held-out photographs:", {name: round(value, 1) for name, value in photos["psnr"].items()})
+print(f"its CLIP names right: {right['held_out']['value']:.0%} of held-out photographs, "
+      f"{right['drawn']['value']:.0%} of drawn pictures")  # fmt: skip
+print(f"distance to the nearest photograph it has seen: drawn {far['drawn']:.2f}, held out {far['held_out']:.2f}")
+print(f"Fréchet distance to held-out photographs: drawn {fid['drawn']:.3f}, seen photographs {fid['seen']:.3f}")
+
+# %% [markdown]
+# TEXT
 #
 # ## In the paper, and at full size
 #

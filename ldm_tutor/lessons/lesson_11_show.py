@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.lessons.lesson_11_kit import RUNS
 from ldm_tutor.metrics.precision_recall import PrecisionRecall
-from ldm_tutor.plots.figures import DPI, enlarge, figure_style, to_uint8
+from ldm_tutor.plots.figures import figure_style
 from ldm_tutor.weights.shipped import shipped_folder
 
 Report = dict[str, Any]
@@ -32,7 +31,7 @@ AXES = {"seconds": "seconds of one thread", "step": "training steps"}
 LABELS = {"pixels": "pixels (f = 1)", "patches": "pixels, 4x4 patches"} | {
     f"f{f}": f"latents, f = {f}" for f in (2, 4, 8, 16)
 }
-_TICKS = {"seconds": (15, 30, 60, 120), "step": (60, 120, 250, 500, 1000)}
+_TICKS = {"seconds": (30, 60, 120, 240, 360), "step": (30, 100, 300, 1000, 3000)}
 _LINES = ("o-", "s--", "^:", "D-", "v-.", "x-")
 
 
@@ -116,37 +115,6 @@ def pictures_of(name: str, folder: Path | None = None) -> list[Any]:
     strip = np.asarray(Image.open(path).convert("RGB"))
     side = strip.shape[0]
     return [strip[:, k : k + side] for k in range(0, strip.shape[1], side)]
-
-
-def rows_figure(rows: Mapping[str, Any], titles: Sequence[str] | None = None, scale: int = 1) -> Figure:
-    """Lay pictures out in rows, the name of each row on its left in one line, a title above each column.
-
-    A row is a tensor (b, 3, H, W) in [-1, 1], or arrays (H, W, 3) of bytes; each pixel is `scale` pixels wide.
-    """
-    gap = 8
-    strips = []
-    for pictures in rows.values():
-        cells = np.stack(pictures) if isinstance(pictures[0], np.ndarray) else to_uint8(pictures)
-        padded = [np.pad(cell, ((0, 0), (0, gap), (0, 0)), constant_values=255) for cell in enlarge(cells, scale)]
-        strips.append(np.concatenate(padded, axis=1)[:, :-gap])
-    height, width = strips[0].shape[:2]
-    side = (width + gap) // len(next(iter(rows.values())))
-    heads = [textwrap.fill(title, max(8, (side - gap) // 7)) for title in titles or []]
-    head = 17 * max((title.count("\n") + 1 for title in heads), default=0) + 4
-    left = 8 * max(map(len, rows)) + gap
-    total = left + width, head + len(strips) * (height + gap)
-    with figure_style():
-        figure = plt.figure(figsize=(total[0] / DPI, total[1] / DPI), layout="none")
-        for k, (name, strip) in enumerate(zip(rows, strips, strict=True)):
-            bottom = total[1] - head - k * (height + gap) - height
-            axes = figure.add_axes((left / total[0], bottom / total[1], width / total[0], height / total[1]))
-            axes.imshow(strip, interpolation="nearest")
-            axes.axis("off")
-            axes.text(-gap, height / 2, name, ha="right", va="center", fontsize=10)
-            for column, title in enumerate(heads if k == 0 else ()):
-                middle = column * side + (side - gap) / 2
-                axes.text(middle, -4, title, ha="center", va="bottom", fontsize=9.5, linespacing=1.1)
-    return figure
 
 
 def look_at(report: Report, seconds: float) -> Report:

@@ -185,6 +185,37 @@ def picture_grid(
     return figure
 
 
+def picture_rows(rows: Mapping[str, Any], titles: Sequence[str] | None = None, scale: int = 1) -> Figure:
+    """Lay pictures out in rows, the name of each row on its left in one line, a title above each column.
+
+    A row is a tensor (b, 3, H, W) in [-1, 1], or arrays (H, W, 3) of bytes; each pixel is `scale` pixels wide.
+    """
+    gap = 8
+    strips = []
+    for pictures in rows.values():
+        cells = np.stack(pictures) if isinstance(pictures[0], np.ndarray) else to_uint8(pictures)
+        padded = [np.pad(cell, ((0, 0), (0, gap), (0, 0)), constant_values=255) for cell in enlarge(cells, scale)]
+        strips.append(np.concatenate(padded, axis=1)[:, :-gap])
+    height, width = strips[0].shape[:2]
+    side = (width + gap) // len(next(iter(rows.values())))
+    heads = [textwrap.fill(title, max(8, (side - gap) // 7)) for title in titles or []]
+    head = 17 * max((title.count("\n") + 1 for title in heads), default=0) + 4
+    left = 8 * max(map(len, rows)) + gap
+    total = left + width, head + len(strips) * (height + gap)
+    with figure_style():
+        figure = plt.figure(figsize=(total[0] / DPI, total[1] / DPI), layout="none")
+        for k, (name, strip) in enumerate(zip(rows, strips, strict=True)):
+            bottom = total[1] - head - k * (height + gap) - height
+            axes = figure.add_axes((left / total[0], bottom / total[1], width / total[0], height / total[1]))
+            axes.imshow(strip, interpolation="nearest")
+            axes.axis("off")
+            axes.text(-gap, height / 2, name, ha="right", va="center", fontsize=10)
+            for column, title in enumerate(heads if k == 0 else ()):
+                middle = column * side + (side - gap) / 2
+                axes.text(middle, -4, title, ha="center", va="bottom", fontsize=9.5, linespacing=1.1)
+    return figure
+
+
 def bars(
     names: Sequence[str],
     values: Sequence[float],
