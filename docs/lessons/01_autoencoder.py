@@ -598,12 +598,12 @@ print(f"Stable Diffusion's 0.18215 means a spread of {1 / 0.18215:.2f}")
 print("of the studied ones:", {f: round(each.config.scale_factor, 1) for f, each in studied.items()})
 
 # %% [markdown]
-# The shipped one is close to 1, by luck; the studied ones lie below, each elsewhere. Does it matter? `kit.in_units` makes the same
-# autoencoder with larger latents: it multiplies the encoder's last layer and divides the decoder's first. Take Stable
-# Diffusion's spread. Pictures do not change, and with its factor the diffusion model does not notice. Then forget the
-# factor, on either side. First where the U-Net is trained and asked: noise is mixed into the latents, little of it at
-# a small time $t$, hardly anything else at 900, and the U-Net guesses this noise. How large is its error? A network
-# that always says 0 has the error 1.
+# The shipped one is close to 1, by luck; the studied ones lie below, each elsewhere. Does it matter? `kit.in_units`
+# makes the same autoencoder with larger latents: it multiplies the encoder's last layer and divides the decoder's
+# first. Take Stable Diffusion's spread. Pictures do not change, and with its factor the diffusion model does not
+# notice. Then forget the factor, on either side. First where the U-Net is trained and asked: noise is mixed into the
+# latents, little of it at a small time $t$, hardly anything else at 900, and the U-Net guesses this noise. How large
+# is its error? A network that always says 0 has the error 1.
 
 # %%
 pipe = load_pipeline()
