@@ -210,10 +210,12 @@ def test_the_command_trains_on_a_folder(mine, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     monkeypatch.setattr("ldm_tutor.training.options.own_config", lambda base: CONFIG)
-    command = ["train", "autoencoder", "--data", str(mine), "--steps", "1", "--out", str(tmp_path), "--quiet"]
-    result = CliRunner().invoke(program, [*command, "--precision", "float32", "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "autoencoder.safetensors").is_file()
+    for stage, file in (("autoencoder", "autoencoder"), ("clip", "clip"), ("denoiser", "unet")):
+        command = ["train", stage, "--data", str(mine), "--steps", "1", "--out", str(tmp_path), "--quiet"]
+        result = CliRunner().invoke(program, [*command, "--precision", "float32", "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / f"{file}.safetensors").is_file()
+        assert ("a sentence like your captions" in result.output) == (stage == "denoiser")
 
 
 def test_the_command_refuses_a_folder_that_is_not_there(tmp_path):

@@ -213,7 +213,7 @@ def train(
     for path in written:
         print(path)
     if condition is None:
-        print(_what_next(out, preset, options.full_size))
+        print(_what_next(out, preset, options.full_size, own=data is not None))
 
 
 def _check_budget(stage: str, minutes: float | None, steps: int | None) -> None:
@@ -268,7 +268,7 @@ def _began(out: Path, names: tuple[str, ...], since: float) -> bool:
     return any(path.is_file() and path.stat().st_mtime >= since for path in paths)
 
 
-def _what_next(out: Path, preset: str | None, full_size: bool) -> str:
+def _what_next(out: Path, preset: str | None, full_size: bool, own: bool) -> str:
     from ldm_tutor.pipeline import PARTS
 
     if full_size:
@@ -280,7 +280,8 @@ def _what_next(out: Path, preset: str | None, full_size: bool) -> str:
     missing = [name for name in PARTS.values() if not (out / name).is_file()]
     if missing:
         return f"before it can draw, {out} still needs: {', '.join(missing)}"
-    return f'draw with it: {PROGRAM} draw "a red cat at night" --weights {out}'
+    sentence = "a sentence like your captions" if own else "a red cat at night"
+    return f'draw with it: {PROGRAM} draw "{sentence}" --weights {out}'
 
 
 def _show_news() -> None:
