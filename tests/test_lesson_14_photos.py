@@ -38,9 +38,12 @@ def test_measure_and_keep(tmp_path, folders, monkeypatch):
     assert kit.main([str(weights), *map(str, folders), "--out", str(tmp_path / "kept")]) == 0
     report, drawn = kit.load_photos(tmp_path / "kept")
     assert report["names"] == ["grass", "sky"] and report["num_drawn"] == 6 and report["num_seen"] == 8
-    assert len(drawn) == 4 and drawn[0].shape == (64, 64, 3)
+    assert [*drawn] == report["names"] and all(len(row) == 2 for row in drawn.values())
+    assert drawn["sky"][0].shape == (64, 64, 3)
     assert report["named_right"]["held_out"]["num"] == 8 and report["named_right"]["drawn"]["num"] == 6
     assert (tmp_path / "kept" / "logs" / "denoiser.csv").is_file()
+    told = kit.told_of_photos(report)
+    assert "denoiser: " in told and "to learn from: 8" in told and "drawn ones" in told
     card = (tmp_path / "kept" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "research and teaching" in card and "## Limits" in card and "lesson_14_photos" in card
 
@@ -75,7 +78,7 @@ def test_some_are_chosen_with_their_captions(folders):
 
 def test_what_is_kept_with_the_course():
     report, drawn = kit.load_photos()
-    assert len(report["names"]) == 10 and len(drawn) == 10 * report["shown"]
+    assert len(drawn) == 10 and all(len(row) == report["shown"] for row in drawn.values())
     assert {path.name for path in shipped_folder("cifar10").iterdir()} == {
         "MODEL_CARD.md", "measured.json", "drawn.png", "logs"
     }  # fmt: skip

@@ -197,6 +197,19 @@ def load_emoji(folder: Path | None = None) -> tuple[Report, dict[str, list[np.nd
     return report, {name: untile(folder / f"{name}.png", count) for name, count in counts.items()}
 
 
+def told_of(report: Report) -> str:
+    """Return in words how much of its pictures the model has kept."""
+    near = report["nearest"]
+    return "\n".join(
+        [
+            f"nearest training picture has the right name: {share_of(near['right_name'])}",
+            f"distance to it {near['distance']:.2f}, between training pictures "
+            f"{near['distance_between_training_pictures']:.2f}",
+            f"PSNR in dB: { {name: round(value, 1) for name, value in report['psnr'].items()} }",
+        ]
+    )
+
+
 def load_logs(folder: Path | None = None) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
     """Return the logs of the long run: (stage, value) to steps and values."""
     folder = shipped_folder("emoji") if folder is None else folder
