@@ -741,8 +741,8 @@ print(told_of_photos(photos))
 
 # %% [markdown]
 # Look first. Cars, horses, ships and trucks stand there as anyone would draw them from memory. Birds and aeroplanes are
-# silhouettes, frogs a green heap, and cats and dogs have fur and no face. It has learned what the photographs of a
-# class have in common, and that is little where the animal sits, lies or leaps.
+# silhouettes, deer something brown in a meadow, frogs a green heap, and cats and dogs have fur and no face. It has
+# learned what the photographs of a class have in common, and that is little where the animal sits, lies or leaps.
 #
 # Then compare with the emoji. There each picture was seen hundreds of times, here five times, too seldom to be
 # kept. Is a drawn picture a copy? A copy would be at distance 0. Ours are nearly as far from the nearest of 50,000

@@ -139,7 +139,7 @@ def told_of_photos(report: Report) -> str:
         lines.append(f"{stage}: {minutes:.0f} minutes, each photograph {times:.1f} times")
     lines += [
         f"autoencoder, PSNR of held-out photographs: shipped {db['shipped_autoencoder']:.1f} dB, "
-        f"trained on {db['autoencoder']:.1f} dB",
+        f"trained further {db['autoencoder']:.1f} dB",
         f"CLIP names right: {share_of(right['held_out'])} held-out photographs, {share_of(right['drawn'])} drawn ones",
         f"distance to the nearest photograph seen: drawn {far['drawn']:.2f}, held out {far['held_out']:.2f}",
         f"Fréchet distance to held-out photographs: drawn {fid['drawn']:.3f}, seen photographs {fid['seen']:.3f}",
