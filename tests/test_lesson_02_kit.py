@@ -49,13 +49,13 @@ def test_every_log_covers_the_whole_run():
     for name in kit.RUNS:
         log = kit.load_log(name)
         assert log["step"][-1] == kit.NUM_STEPS and log["samples"][-1] == kit.NUM_STEPS * kit.BATCH_SIZE
-        assert log["psnr"][-1] > log["psnr"][0] + 5
+        assert log["psnr"][-1] > log["psnr"][0] + 4  # the first look is after 300 steps
         assert all(math.isfinite(value) for column in log.values() for value in column)
 
 
 def test_until_the_critic_speaks_the_late_run_is_the_perceptual_run():
     plain, late = kit.load_log("perceptual"), kit.load_log("adversary")
-    half = plain["step"].index(1000) + 1
+    half = plain["step"].index(kit.NUM_STEPS // 2) + 1
     assert plain["psnr"][:half] == late["psnr"][:half]
     assert plain["psnr"][-1] != late["psnr"][-1]
     assert torch.equal(kit.load_kept("perceptual")[:4], kit.load_kept("adversary")[:4])

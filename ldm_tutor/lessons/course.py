@@ -148,7 +148,7 @@ _MEASURING = Facts(
     needs="Lessons 00 and 08; means, covariances and eigenvalues. Lessons 01 and 05 help and are not required.",
     minutes_to_read=60,
     seconds_to_run=75,
-    memory_mb=1100,
+    memory_mb=1400,
     builds="Accuracy with intervals, FID, Inception score, precision and recall, CLIP score, each against the package.",
 )
 _YOUR_OWN_PICTURES = Facts(
