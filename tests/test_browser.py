@@ -444,8 +444,9 @@ def test_edit_studio(widgets):
         press_draw()
         view.view.get_by_text("Drawn in").wait_for()
         now = view.lab.changed(view.image, before)
-        same = (now[:, :half] == before[:, :half]).all()
-        assert same == source_stays, f"{what}: the picture on the left"
+        apart = np.abs(now[:, :half].astype(int) - before[:, :half]).max()
+        # Drawn beside another target its numbers may differ in their last digits, and so, rounded, a byte by 1.
+        assert (apart <= 1) == source_stays, f"{what}: the picture on the left, {apart} of 255 apart"
 
     def by_key():
         draw.focus()
