@@ -335,8 +335,8 @@ for name in ("l2", "l1", "perceptual"):
 # somewhere else in every scene, so at most pixels most of the possible pictures show sand, and the median is sand. L2's
 # mean keeps at least a trace of everything, and the judge finds more in it.
 #
-# The perceptual run has a muzzle, windows and a roof, and the judge finds more than in any other so far. It pays with
-# PSNR. And its fine energy is below L2's. The cars have said so: clearer shapes, and still fog.
+# The perceptual run has the colours and the clearest forms, and the judge finds more than in any other so far. It pays
+# with PSNR. And its fine energy is below L2's. The cars have said so: clearer shapes, and still fog.
 #
 # > **Careful.** Whoever measures must not have been part of the loss. The distance in this table is that of the
 # > *judge*, whose features no training has seen. The network in the loss sees a larger improvement than the judge
@@ -551,10 +551,9 @@ for name in ("adversary", "adversary_at_0"):
     print(f"{NAMES[name]}: the factor lies between {min(joined):.2f} and {max(joined):.2f}")
 
 # %% [markdown]
-# The factor is never at rest. In the early run it grows to eight times what it was, while the decoder finds its shapes,
-# and falls again when the critic has learned to pull harder. A fixed weight that fits one moment would be a shout at
-# another. The hinge loss says who is ahead: the late critic hardly gets below the 1 of an undecided one, the early one
-# is far below.
+# The factor is never at rest. In the early run it grows to eight times what it was, and falls again. A fixed weight that
+# fits one moment would be a shout at another. The hinge loss says who is ahead: the late critic hardly gets below the 1
+# of an undecided one, the early one is far below.
 #
 # ## A failure on purpose: the critic from step 0
 #
