@@ -551,9 +551,9 @@ for name in ("adversary", "adversary_at_0"):
     print(f"{NAMES[name]}: the factor lies between {min(joined):.2f} and {max(joined):.2f}")
 
 # %% [markdown]
-# The factor is never at rest. In the early run it grows to eight times what it was, and falls again. A fixed weight that
-# fits one moment would be a shout at another. The hinge loss says who is ahead: the late critic hardly gets below the 1
-# of an undecided one, the early one is far below.
+# The factor is never at rest. In the early run it grows to eight times what it was, and falls again. A fixed weight
+# that fits one moment would be a shout at another. The hinge loss says who is ahead: the late critic hardly gets below
+# the 1 of an undecided one, the early one is far below.
 #
 # ## A failure on purpose: the critic from step 0
 #
