@@ -20,7 +20,7 @@ NUM_THREADS = 2
 CHECKED_PACKAGES = ["ldm_tutor.models", "ldm_tutor.nn"]
 # Tests, functions or files that count as slow beside those with the mark: `pytest tests --note-slow` renews the list.
 SLOW_LIST = Path(__file__).with_name("slow_tests.txt")
-SLOW_SECONDS = 3
+SLOW_SECONDS = 1
 
 
 def block_network():
