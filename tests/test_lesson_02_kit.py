@@ -49,7 +49,7 @@ def test_every_log_covers_the_whole_run():
     for name in kit.RUNS:
         log = kit.load_log(name)
         assert log["step"][-1] == kit.NUM_STEPS and log["samples"][-1] == kit.NUM_STEPS * kit.BATCH_SIZE
-        assert log["psnr"][-1] > log["psnr"][0] + 4  # the first look is after 300 steps
+        assert log["psnr"][0] < 17 and log["psnr"][-1] > 20
         assert all(math.isfinite(value) for column in log.values() for value in column)
 
 

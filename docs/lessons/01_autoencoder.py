@@ -430,7 +430,7 @@ print("yours: above 11 dB:", db(mine) > 11, "| and below 20:", db(mine) < 20)
 # picture itself. All four learned equally long, from the same batches. The channels grow with $f$, but slower than
 # the grid shrinks: each has half as many latent numbers as the one before, or fewer.
 #
-# > **Careful.** They learned for some five minutes of one core. To get far in that time, all four begin with the
+# > **Careful.** They learned for four to eight minutes of a core. To get far in that time, all four begin with the
 # > outer layers of the shipped autoencoder, those that do not depend on $f$; the layers round the latents are new in
 # > each. So compare them with each other, not with the shipped one. `python -m ldm_tutor.lessons.lesson_01_study`
 # > trains them.

@@ -2,7 +2,7 @@
 
     python -m ldm_tutor.lessons.lesson_02_kit runs/lesson_02
 
-trains all of them (three quarters of an hour of one CPU core), writes what the lesson needs to data/weights/lesson_02,
+trains all of them (half an hour of one CPU core), writes what the lesson needs to data/weights/lesson_02,
 the weights as float16, and skips a run that is already finished.
 """
 
