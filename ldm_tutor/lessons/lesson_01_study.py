@@ -1,6 +1,6 @@
 """The autoencoders that lesson 01 compares: `python -m ldm_tutor.lessons.lesson_01_study`.
 
-Four that shrink the side by f = 2, 4, 8 and 16, four to eight minutes of a core each; and f = 2 with five weights of the
+Four that shrink the side by f = 2, 4, 8 and 16, four to eight minutes of a core each; f = 2 with five weights of the
 KL, half a minute each. All begin with the outer layers of the shipped autoencoder, those whose size does not depend on
 f; the layers round the latents are new in every one. The four, and the five, learn from the same batches, by the
 course's own stage and training loop: L1, perceptual distance and KL, no adversary. What is there already is skipped,
