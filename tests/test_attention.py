@@ -11,6 +11,7 @@ from ldm_tutor.attention_maps.watch import chain, select_sites, watch
 from ldm_tutor.config import UNetConfig
 from ldm_tutor.errors import AttentionTapError, ConfigError
 from ldm_tutor.models.unet import UNet
+from ldm_tutor.nn import attention
 from ldm_tutor.nn.attention import Attention, Call, CallInfo, Row, Site, attend, attention_probs, declare_call
 from ldm_tutor.sampling.guidance import Guided
 from ldm_tutor.sampling.loop import sample
@@ -125,6 +126,27 @@ def test_the_way_is_chosen_by_size_and_gradient(monkeypatch, side, grad, fused):
     if grad:
         pairs = zip(*(torch.autograd.grad((each**2).sum(), (q, k, v)) for each in (out, plain)), strict=True)
         assert max(worst(one, other) for one, other in pairs) < 1e-5
+
+
+@pytest.mark.parametrize("piece", [1, 10, 40, 200, 2**20])
+@pytest.mark.parametrize("masked", [False, True])
+def test_bfloat16_without_gradients_goes_in_pieces(monkeypatch, piece, masked):
+    def refused(*_, **__):
+        raise AssertionError("the fused kernel was called")
+
+    monkeypatch.setattr(attention, "PIECE", piece)
+    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.bfloat16) for length in (11, 10, 10))
+    mask = torch.rand(11, 10) < 0.6 if masked else None
+    if mask is not None:
+        mask[:, 0] = True
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", refused)
+    ours = attend(q, k, v, mask)
+    assert ours.dtype == torch.bfloat16
+    assert worst(ours, expected) < 3e-2
+    for row in (slice(i, i + 1) for i in range(11)):  # each goes to its own place
+        alone = attend(q[:, :, row], k, v, None if mask is None else mask[row])
+        assert worst(ours[:, :, row], alone) < 1e-2
 
 
 @pytest.mark.parametrize("context_dim", [None, 24])

@@ -22,6 +22,7 @@ from ldm_tutor.lessons.lesson_11 import EXERCISES as LESSON_11
 from ldm_tutor.lessons.lesson_12 import EXERCISES as LESSON_12
 from ldm_tutor.lessons.lesson_13 import EXERCISES as LESSON_13
 from ldm_tutor.lessons.lesson_14 import EXERCISES as LESSON_14
+from ldm_tutor.lessons.lesson_15 import EXERCISES as LESSON_15
 from ldm_tutor.lessons.progress import record_pass
 
 EXERCISES: dict[str, Exercise] = {
@@ -42,6 +43,7 @@ EXERCISES: dict[str, Exercise] = {
         LESSON_12,
         LESSON_13,
         LESSON_14,
+        LESSON_15,
     )
     for each in lesson
 }

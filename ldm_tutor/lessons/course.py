@@ -167,6 +167,14 @@ _TRAINING_AT_SCALE = Facts(
     memory_mb=2700,
     builds="Gradient sums, a ring, accumulation, master weights, safe checkpoints, two real processes, GPU-days.",
 )
+_CLINIC = Facts(
+    goal="Find faults that no error tells of: measure what must hold, part by part, and read off which part is sick.",
+    needs="Lessons 00, 05 and 06; lessons 01, 07 and 08 help.",
+    minutes_to_read=50,
+    seconds_to_run=75,
+    memory_mb=2000,
+    builds="Eight instruments, a chart of five faulty models, an ideal denoiser, a test of the tests.",
+)
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("start_here", "Start here", "What happens between a sentence and a picture?", _START_HERE),
     ("autoencoder", "Autoencoder", "How small can a picture get?", _AUTOENCODER),
@@ -183,7 +191,7 @@ _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("full_size_model", "Full-size model", "How do you assemble the real thing?", _FULL_SIZE_MODEL),
     ("training_at_scale", "Training at scale", "How do you train it for real?", _TRAINING_AT_SCALE),
     ("your_own_pictures", "Your own pictures", "How do you make it yours?", _YOUR_OWN_PICTURES),
-    ("clinic", "Clinic", "What broke?", None),
+    ("clinic", "Clinic", "What broke?", _CLINIC),
     ("what_came_after", "What came after", "And since?", None),
 )
 LESSONS = tuple(

@@ -200,6 +200,12 @@ GLOSSARY = (
     Term("Memorisation", "drawing training pictures again in the place of new ones", "your_own_pictures"),
     Term("Nearest training picture", "the one that a drawn picture may be a copy of", "your_own_pictures"),
     Term("Model card", "what a model learned from, how it was made and measured, its limits", "your_own_pictures"),
+    Term("Instrument", "a number whose right value is known beforehand, for one part alone", "clinic"),
+    Term("Round trip", "there and back, which hides what cancels", "clinic"),
+    Term("Ideal denoiser", "one that is told the clean latents, to test a sampler with", "clinic"),
+    Term("Prediction type", "what a U-Net's answer is: the noise, the clean latents, or a mixture", "clinic"),
+    Term("Plateau", "a range in which a measure does not notice a fault", "clinic"),
+    Term("Mutation testing", "planting faults to see whether a test finds them", "clinic"),
 )
 _PLACE = re.compile(r"^\{\{(?P<what>\w*)(?P<names>[^}]*)\}\}$", re.MULTILINE)
 

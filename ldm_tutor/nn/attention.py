@@ -20,6 +20,7 @@ from ldm_tutor.errors import AttentionTapError, ShapeError
 from ldm_tutor.shapes import Bool, Context, Float, Tensor
 
 FUSED_FROM = 128 * 128  # numbers in one head's map from which the fused kernel trains faster on a CPU
+PIECE = 2**20  # numbers of a map that one core holds at once, in bfloat16 2 MB: about its own cache
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,38 @@ def attend(
 ) -> Float[Tensor, "b heads n d"]:
     """Return attention_probs(q, k, mask) @ v by the fastest way there is.
 
-    That is torch's fused kernel, except for small maps while training on a CPU: there its backward pass is slower than
-    two matrix products, in bfloat16 up to seven times (`bench/attention.py`, `docs/speed.txt`).
+    That is torch's fused kernel, except on a CPU. There, while training, its backward pass is slower than two matrix
+    products for small maps, in bfloat16 up to seven times; and without gradients, in bfloat16, it takes twice as long
+    as products of pieces that fit the cache (`bench/attention.py`, `docs/speed.txt`).
     """
-    small = q.shape[-2] * k.shape[-2] < FUSED_FROM
-    if small and q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
-        return attention_probs(q, k, mask).to(v.dtype) @ v
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            if q.shape[-2] * k.shape[-2] < FUSED_FROM:
+                return attention_probs(q, k, mask).to(v.dtype) @ v
+        elif q.dtype == torch.bfloat16:
+            return attend_in_pieces(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def attend_in_pieces(
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads m d"],
+    v: Float[Tensor, "b heads m d"],
+    mask: Bool[Tensor, "n m"] | None = None,
+) -> Float[Tensor, "b heads n d"]:
+    """Return what `attend` does, some heads and some rows of their maps at a time; no whole map is ever held."""
+    b, heads, n, d = q.shape
+    rows = min(n, max(1, PIECE // k.shape[-2]))
+    at_once = max(1, torch.get_num_threads() * PIECE // (rows * k.shape[-2]))
+    q, k, v = (q * d**-0.5).flatten(0, 1), k.flatten(0, 1).transpose(-1, -2), v.flatten(0, 1)
+    out = torch.empty_like(q)
+    for some in (slice(first, first + at_once) for first in range(0, b * heads, at_once)):
+        for part in (slice(first, first + rows) for first in range(0, n, rows)):
+            scores = q[some, part] @ k[some]
+            if mask is not None:
+                scores = scores.masked_fill(~mask[part], float("-inf"))
+            out[some, part] = scores.softmax(dim=-1) @ v[some]
+    return out.unflatten(0, (b, heads))
 
 
 class Attention(nn.Module):
