@@ -34,6 +34,7 @@ from ldm_tutor.models.unet import UNet
 from ldm_tutor.sampling.guidance import Guided
 from ldm_tutor.sampling.loop import sample
 from ldm_tutor.schedule import NoiseSchedule
+from ldm_tutor.training.learner import Learner
 from ldm_tutor.weights import foreign
 from ldm_tutor.weights.names import rename, rules_for
 
@@ -163,7 +164,11 @@ def picture(size, device, dtype):
 
 
 def training(size, device, dtype):
-    """One training step of the scenes U-Net; below float32 the weights stay float32 and autocast computes."""
+    """One training step of the scenes U-Net: ours as `train` does it, theirs as their training scripts do.
+
+    Both clip gradients and step with fused AdamW on float32 weights, without a running average. Below float32 ours
+    computes with a copy in the smaller type (`Learner`), theirs under autocast, which is what accelerate switches on.
+    """
     import diffusers
 
     model = scenes()
@@ -174,21 +179,27 @@ def training(size, device, dtype):
     words = torch.randn(b, model.clip.text.context_length, model.clip.text.width).to(device)
     t = torch.randint(0, 1000, (b,)).to(device)
 
-    def step(network, call):
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    learner = Learner(ours, peak_lr=1e-4, device=device, dtype=dtype, ema_decay=None)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
 
-        def run():
-            with torch.enable_grad():
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss = F.mse_loss(call(x, t, words).float(), noise)
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return loss.detach()
+    def step_ours():
+        with torch.enable_grad():
+            loss = F.mse_loss(learner.net(x.to(dtype), t, words.to(dtype)).float(), noise)
+            loss.backward()
+        learner.step(0.0)
+        return loss.detach()
 
-        return run
+    def step_theirs():
+        with torch.enable_grad():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = F.mse_loss(theirs(x, t, words, return_dict=False)[0].float(), noise)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
-    return step(ours, ours), step(theirs, lambda *each: theirs(*each, return_dict=False)[0]), [ours], [theirs]
+    return step_ours, step_theirs, [learner.net], [theirs]
 
 
 # ---------------------------------------------------------------- measures

@@ -32,6 +32,7 @@ from ldm_tutor.training.options import TrainingOptions
 from ldm_tutor.training.presets import TRAINING_PRESETS, PaperRecipe, TrainingPreset, find_preset, middle, recipe_lines
 from ldm_tutor.training.recipe import train_stage
 from ldm_tutor.training.stages.autoencoder import COURSE_CRITIC, AutoencoderRecipe, AutoencoderStage
+from ldm_tutor.training.stages.denoiser import BATCH_SIZE
 from ldm_tutor.weights.compvis import load_compvis
 from ldm_tutor.weights.diffusers_folder import export_diffusers
 from ldm_tutor.weights.files import load_model, read_header
@@ -218,6 +219,10 @@ def test_the_small_size_draws_on_the_course_s_latents_with_less_work():
     assert small.latent_shape == scenes.latent_shape and small.autoencoder == scenes.autoencoder
     assert small.clip.text == scenes.clip.text and small.clip.image.patch_size == 16
     assert multiply_adds(small) < 0.6 * multiply_adds(scenes)
+    told = dict(presets.recipe_lines(preset, "denoiser", preset.course.batch_size))
+    assert told["batch"] == "64 rows" and told["learning rate"].startswith("0.00141421 ")  # twice the rows, root of 2
+    as_usual = dict(presets.recipe_lines(preset, "denoiser", BATCH_SIZE))
+    assert as_usual["learning rate"].startswith("0.001 ")
     assert dict(recipe_lines(preset, "denoiser", 32))["loss"].startswith("6 times")
     assert dict(recipe_lines(preset, "autoencoder", 32))["batch"] == "8 rows"
     assert not preset.departures("denoiser")  # its pictures are those that the judge sees

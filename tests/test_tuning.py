@@ -1,5 +1,6 @@
 """What runs faster or in less memory computes the same."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.tuning import channels_last_pays, in_tiles, one_by_one, tune
 from ldm_tutor.models.unet import UNet
+from ldm_tutor.nn import blocks
 from ldm_tutor.nn.blocks import Upsample
 
 UNET = UNetConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=2, context_dim=8)
@@ -67,6 +69,46 @@ def test_a_folded_doubling_is_the_same_layer_and_taken_only_where_it_pays(monkey
         for each in (tune(layer), plain):
             each(x).square().sum().backward()
     close(layer.conv.weight.grad, plain.conv.weight.grad, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("strip", [1, 4 * 3 * 7 * 2 * 12, 10**9])  # a row at a time, three rows, all of it
+def test_a_folded_doubling_goes_in_strips(monkeypatch, strip, layout):
+    monkeypatch.setattr(blocks, "STRIP", strip)
+    sides, transposed = [], F.conv_transpose2d
+    monkeypatch.setattr(
+        F, "conv_transpose2d", lambda x, *rest, **more: sides.append(x.shape[2]) or transposed(x, *rest, **more)
+    )
+    layer = tune(randomize(Upsample(12)), channels_last=layout is torch.channels_last)
+    plain = tune(copy.deepcopy(layer), folded=False)
+    x = torch.randn(2, 12, 8, 7).contiguous(memory_format=layout)
+    close(layer(x), plain(x), tolerance=1e-6)
+    assert layer(x).is_contiguous(memory_format=layout)
+    wanted = {1: [2, 3, 3, 3, 3, 3, 3, 2], 10**9: [8]}.get(strip, [4, 5, 3])
+    assert sides == 2 * wanted
+    with torch.enable_grad():
+        layer(x).square().sum().backward()
+    assert sides[2 * len(wanted) :] == [8]  # gradients flow through one call
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_1x1_convolution_between_map_and_tokens(dtype):
+    conv = randomize(torch.nn.Conv2d(6, 10, 1)).to(dtype)
+    x = torch.randn(2, 6, 3, 5, dtype=dtype)
+    wanted = conv.float()(x.float())
+    conv.to(dtype)
+    tokens = blocks.to_tokens(conv, x)
+    close(tokens.float(), wanted.flatten(2).transpose(1, 2), tolerance=1e-6 if dtype == torch.float32 else 1e-2)
+    made = blocks.to_map(conv, x.flatten(2).transpose(1, 2), (3, 5))
+    close(made.float(), wanted, tolerance=1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_silu_is_in_place_only_without_gradients():
+    x = torch.randn(5)
+    kept, expected = x.clone(), F.silu(x)
+    with torch.enable_grad():
+        assert torch.equal(blocks.silu(x), expected) and torch.equal(x, kept)
+    assert torch.equal(blocks.silu(x), expected) and torch.equal(x, expected)
 
 
 def test_where_channels_last_pays_is_chosen_by_the_network():

@@ -902,4 +902,5 @@ solution("your_own_pictures.copied")
 #
 # ## Next stop
 #
-# **15 · Clinic: what broke?** You can train a model of your own now. Next, eight hours in, it draws mush: find out why.
+# **15 · Clinic: what broke?** You can train a model of your own now. Next, five people have, and theirs draw mush: find
+# out why.

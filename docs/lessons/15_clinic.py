@@ -211,7 +211,7 @@ for name, each in patients.items():
 # %% [markdown]
 # E does not arrive. It has a sound U-Net and reads its answer wrongly: the network says which *noise* it sees, and E's
 # sampler takes that for the *clean latents*. Configurations call it the prediction type, three are in use (lesson 16
-# trains another one), and a file of weights does not say which one it was trained for.
+# has the others), and a file of weights does not say which one it was trained for.
 
 # %%
 ends = {name: all_knowing(patients[name].encode(real[:6]), patients[name].schedule) for name in ("healthy", "E")}
@@ -330,8 +330,8 @@ show(figure, alt="Attention of 64 positions to 16 tokens. Healthy: bright where 
 # %% [markdown]
 # In C the softmax runs over the wrong axis, `dim=-2` in the place of `dim=-1`. So the *positions* compete for each
 # word, and a position gets as much of all words together as it happens to win. Nothing in PyTorch objects, because the
-# shape is the same. It is the fault that a training hides best: a U-Net that is *trained* this way learns to live with
-# it, its loss falls, and it is merely worse than it could be.
+# shape is the same. And nothing would have objected during the training: a network makes the best of what it is given,
+# so its loss falls with a wrong axis too. You would only wonder why it is not better.
 #
 # ## Step 5: the sentence, and the pull
 #
@@ -367,8 +367,9 @@ for name, each in patients.items():
 # ## Step 6: the chart
 #
 # Put the instruments in the order in which data pass: pictures, latents, sampler, then inside the U-Net the maps, the
-# clock and the words, then what all of it gives, and guidance at the end. Each has a range that you could have written
-# down before you met a patient.
+# clock and the words, then what all of it gives, and guidance at the end. Each has a range in which it is sound. Most
+# of them follow from a formula; those of the round trip, of the words and of the loss are the healthy model's, with
+# some room.
 
 # %%
 SOUND = {
@@ -559,9 +560,6 @@ print("the two are different weights:", not all(torch.equal(a, b) for a, b in pa
 # > the text, and say it before you look.
 
 # %%
-ROUNDS = list(patients)
-
-
 def visit(patient):
     """A patient's first six pictures."""
     return picture_rows({patient: pictures[patient][:6]}, scale=2)
@@ -573,7 +571,7 @@ def report(patient):
 
 
 ALT = "Six pictures of the healthy model, and under them what its instruments say: no alarm."
-live(visit, ALT, caption=report, patient=ROUNDS)
+live(visit, ALT, caption=report, patient=list(patients))
 
 # %% [markdown]
 # ## Exercises

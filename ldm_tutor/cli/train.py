@@ -107,7 +107,7 @@ def train(
         Literal["fixed", "linear", "root"] | None,
         typer.Option(
             help="What another --batch does to the learning rate: nothing, in proportion, or as its root. "
-            "[default: fixed, or as the preset was published]",
+            "[default: fixed, or what the preset says]",
             show_default=False,
         ),
     ] = None,

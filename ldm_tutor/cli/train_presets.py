@@ -88,7 +88,9 @@ def batch_of(preset: TrainingPreset | None, stage: str, given: int | None) -> in
 
     if given is not None:
         return given
-    return BATCH_SIZE if preset is None or preset.paper is None else preset.published(stage)[0]
+    if preset is None:
+        return BATCH_SIZE
+    return preset.course.batch_size if preset.paper is None else preset.published(stage)[0]
 
 
 def show_plan(stage: str, options: TrainingOptions) -> None:

@@ -61,12 +61,15 @@ class PaperRecipe:
 class CourseRecipe:
     """The course's own recipe: the autoencoder's losses, and `shares`, the part of the minutes that each stage has.
 
+    `batch_size`: rows of the denoiser's batches; `lr_rule`: what a size other than the course's does to its rate.
     `foreground_weight`: in scenes, the squared error of the noise counts by so much more where a thing is. A thing
     covers a tenth of a picture, and a short training would see little else than scenery. No published model does it:
     their pictures come without masks.
     """
 
     coder: AutoencoderRecipe = AutoencoderRecipe()
+    batch_size: int = BATCH_SIZE
+    lr_rule: str = "fixed"
     foreground_weight: float = 0.0
     shares: Mapping[str, float] = field(default_factory=lambda: SHARES, hash=False)
 
@@ -165,7 +168,8 @@ def with_larger_patches(clip: Clip, config: ClipConfig) -> Clip:
 
 def _small() -> TrainingPreset:
     shares = {"perceptual": 0.01, "judge": 0.025, "autoencoder": 0.13, "clip": 0.13, "denoiser": 0.705}
-    course = CourseRecipe(coder=AutoencoderRecipe(batch_size=8), foreground_weight=5.0, shares=shares)
+    coder = AutoencoderRecipe(batch_size=8)
+    course = CourseRecipe(coder=coder, batch_size=64, lr_rule="root", foreground_weight=5.0, shares=shares)
     return TrainingPreset(name="small", model=small(), course=course)
 
 
@@ -212,7 +216,7 @@ def _course_lines(course: CourseRecipe, stage: str, batch_size: int, rule: str |
         return []
     rate, rows = course.coder.peak_lr, course.coder.batch_size
     if stage == "denoiser":
-        rate, rows = scaled_lr(PEAK_LR, batch_size, BATCH_SIZE, rule or "fixed"), batch_size
+        rate, rows = scaled_lr(PEAK_LR, batch_size, BATCH_SIZE, rule or course.lr_rule), batch_size
     lines = [("batch", f"{rows} rows"), ("learning rate", f"{rate:g} at its highest, falling to a fiftieth")]
     if stage == "denoiser" and course.foreground_weight:
         lines.append(("loss", f"{1 + course.foreground_weight:g} times as much where a thing is, in scenes"))
