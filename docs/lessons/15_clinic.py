@@ -556,8 +556,8 @@ print("the two are different weights:", not all(torch.equal(a, b) for a, b in pa
 #
 # ## Visit the patients
 #
-# > **Try it.** Choose a patient. Its pictures stand beside its readings, and the text says what raises an alarm. Cover
-# > the text, and say it before you look.
+# > **Try it.** Choose a patient. Under its pictures stands what raises an alarm. Cover the text, and say it before you
+# > look.
 
 # %%
 def visit(patient):
