@@ -624,7 +624,7 @@ print(kit.gpu_step(FULL.unet) if torch.cuda.is_available() else "no CUDA GPU her
 # *diffusers folder*: `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`, each with a configuration and a
 # `.safetensors` file, and `model_index.json` on top; or as one single file with CompVis' names. If you have one, name
 # it in the next cell, or set the variable `LDM_TUTOR_CHECKPOINT` before you start: a path, or the name of a model on
-# the Hugging Face hub, which is then downloaded. Be sure that its licence lets you use it, and that you have the 5.1 GB
+# the Hugging Face hub, which is then downloaded. Be sure that its licence lets you use it, and that you have the 5.0 GB
 # of memory from step 5.
 #
 # Without one, the cell makes an honest **dry run**: the reduced model with random numbers. Latents and picture have the
@@ -709,7 +709,7 @@ print("scenes, the same picture to 0.01 of its range:", all(float((each - first)
 # > noise schedule with its offset of one step, the sampler and the decoder. If any convention differed, you would see
 # > it here, and the ladder would tell you where.
 #
-# So what stands between you and a picture of 512 pixels is no code. It is a file, 5.1 GB of memory (or half, in
+# So what stands between you and a picture of 512 pixels is no code. It is a file, 5.0 GB of memory (or half, in
 # bfloat16), and the minutes that you predicted in step 6. The file is the expensive part. Lesson 13 makes its bill.
 #
 # ## The budget explorer
