@@ -113,8 +113,8 @@ def test_latents_are_encoded_once(trained, tmp_path, monkeypatch):
     assert drawn  # another encoder has other latents
 
 
-def weighing(folder, weight):
-    course = CourseRecipe(foreground_weight=weight)
+def weighing(folder, weight, until=1.0):
+    course = CourseRecipe(foreground_weight=weight, foreground_until=until)
     return options(folder, preset=TrainingPreset(name="weighing", model=CONFIG, course=course))
 
 
@@ -142,6 +142,11 @@ def test_a_weighed_run_learns_otherwise_and_is_not_resumed_as_another(trained, t
         train_stage("denoiser", ONE, weighing(folder, weight))
         after[weight] = weights(folder, "denoiser")
     assert changed(after[0.0], after[5.0])
+    folder = copy_of(trained, tmp_path / "over", "autoencoder", "clip", "perceptual")
+    train_stage("denoiser", ONE, weighing(folder, 5.0, until=0.0))  # over before it begins
+    assert not changed(after[0.0], weights(folder, "denoiser"))
+    with pytest.raises(WeightsError, match="another weighed_until"):
+        train_stage("denoiser", ONE, weighing(folder, 5.0, until=0.5), resume=True)
     with pytest.raises(WeightsError, match="another heaviest_position"):
         train_stage("denoiser", ONE, weighing(folder, 2.0), resume=True)
 

@@ -64,13 +64,15 @@ class CourseRecipe:
     `batch_size`: rows of the denoiser's batches; `lr_rule`: what a size other than the course's does to its rate.
     `foreground_weight`: in scenes, the squared error of the noise counts by so much more where a thing is. A thing
     covers a tenth of a picture, and a short training would see little else than scenery. No published model does it:
-    their pictures come without masks.
+    their pictures come without masks. From the share `foreground_until` of the run on all counts alike, since a U-Net
+    that has only learned things draws some where there should be none.
     """
 
     coder: AutoencoderRecipe = AutoencoderRecipe()
     batch_size: int = BATCH_SIZE
     lr_rule: str = "fixed"
     foreground_weight: float = 0.0
+    foreground_until: float = 1.0
     shares: Mapping[str, float] = field(default_factory=lambda: SHARES, hash=False)
 
 
@@ -169,7 +171,9 @@ def with_larger_patches(clip: Clip, config: ClipConfig) -> Clip:
 def _small() -> TrainingPreset:
     shares = {"perceptual": 0.01, "judge": 0.025, "autoencoder": 0.13, "clip": 0.13, "denoiser": 0.705}
     coder = AutoencoderRecipe(batch_size=8)
-    course = CourseRecipe(coder=coder, batch_size=64, lr_rule="root", foreground_weight=5.0, shares=shares)
+    course = CourseRecipe(
+        coder=coder, batch_size=64, lr_rule="root", foreground_weight=5.0, foreground_until=2 / 3, shares=shares
+    )
     return TrainingPreset(name="small", model=small(), course=course)
 
 
@@ -219,7 +223,8 @@ def _course_lines(course: CourseRecipe, stage: str, batch_size: int, rule: str |
         rate, rows = scaled_lr(PEAK_LR, batch_size, BATCH_SIZE, rule or course.lr_rule), batch_size
     lines = [("batch", f"{rows} rows"), ("learning rate", f"{rate:g} at its highest, falling to a fiftieth")]
     if stage == "denoiser" and course.foreground_weight:
-        lines.append(("loss", f"{1 + course.foreground_weight:g} times as much where a thing is, in scenes"))
+        until = "" if course.foreground_until >= 1 else f", for the first {course.foreground_until:.0%} of the run"
+        lines.append(("loss", f"{1 + course.foreground_weight:g} times as much where a thing is, in scenes{until}"))
     return lines
 
 

@@ -201,6 +201,7 @@ def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch
         schedule=options.model.schedule,
         picture_weights=often,
         position_weights=None if foreground is None else 1 + options.course.foreground_weight * foreground,
+        weighed_until=options.course.foreground_until,
         batch_size=options.batch_size,
         peak_lr=scaled_lr(PEAK_LR, options.batch_size, BATCH_SIZE, options.lr_rule or options.course.lr_rule),
         team=options.team,

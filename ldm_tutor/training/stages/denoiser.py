@@ -55,7 +55,7 @@ class DenoiserStage:
     `balance_steps`: train with `step_weight`; the log shows the plain noise loss all the same.
     `picture_weights`: (n,), how often each picture is taken, relative to the others; all alike without it.
     `position_weights`: (n, 1, h, w), how much the squared error counts at each position of each picture, relative to
-    the others; the log shows the plain loss all the same.
+    the others, up to the share `weighed_until` of the run; the log shows the plain loss all the same.
     `team`: the processes that share each batch, of `batch_size` rows in all; `accumulate`: in how many pieces each of
     them computes its rows, one after the other, for less memory. Neither changes the numbers beyond rounding.
     """
@@ -81,6 +81,7 @@ class DenoiserStage:
         descent: Descent | None = None,
         picture_weights: Tensor | None = None,
         position_weights: Tensor | None = None,
+        weighed_until: float = 1.0,
         team: Team = ALONE,
         accumulate: int = 1,
     ) -> None:
@@ -96,6 +97,7 @@ class DenoiserStage:
             )
         self.picture_weights = torch.ones(len(moments)) if picture_weights is None else picture_weights
         self.position_weights = None if position_weights is None else position_weights / position_weights.mean()
+        self.weighed_until = weighed_until
         self.schedule = NoiseSchedule(schedule)
         weights = step_weight(self.schedule.alpha_bar) if balance_steps else self.schedule.alpha_bar**0
         self.weights = weights.float()
@@ -114,6 +116,8 @@ class DenoiserStage:
         }
         if position_weights is not None:
             self.settings["heaviest_position"] = round(float(position_weights.max()), 4)
+            if weighed_until < 1:
+                self.settings["weighed_until"] = round(weighed_until, 4)
         settings: dict[str, Any] = {"warmup": 500} if descent is None else descent.to_dict()
         if descent is not None:
             self.settings["descent"] = settings
@@ -141,7 +145,7 @@ class DenoiserStage:
             eps_hat = self.learner.net(x_t[rows].to(self.device, self.dtype), times.float(), context)
             goal = noise[rows].to(self.device)
             plain = weighed = noise_loss(eps_hat, goal)
-            if self.position_weights is not None:
+            if self.position_weights is not None and progress < self.weighed_until:
                 weighed = noise_loss(eps_hat, goal, self.position_weights[chosen[rows]].to(self.device))
             ((self.weights[t[rows]].to(self.device) * weighed).sum() / b).backward()
             total += plain.sum().item()
