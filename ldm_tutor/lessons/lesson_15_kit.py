@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from ldm_tutor.config import sd_v1
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.unet import UNet
@@ -31,7 +32,7 @@ from ldm_tutor.sampling.noise import PictureNoise
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Context, Latents, Pictures, Tensor
 
-FOREIGN_SCALE = 0.18215  # of Stable Diffusion's autoencoder
+FOREIGN_SCALE = sd_v1().autoencoder.scale_factor  # 0.18215
 Denoiser = Callable[[Latents, int, int], Latents]
 
 
@@ -79,8 +80,8 @@ class Patient:
         guided = Guided(self.unet, context, empty, 1 - scale if self.swapped else scale)
         return torch.inference_mode()(guided.__call__)
 
-    def walk(self, denoiser: Denoiser, seeds: Sequence[int], num_steps: int = 10, sampler: str = "ddpm") -> Latents:
-        """Walk from the noise of these seeds to scaled latents, by what `denoiser` sees; as the pipeline does."""
+    def walk(self, denoiser: Denoiser, seeds: Sequence[int], num_steps: int = 10) -> Latents:
+        """Walk from the noise of these seeds to scaled latents, by what `denoiser` sees; with DDPM, as the pipeline."""
         noise = PictureNoise(seeds)
         start = noise.initial(self.pipeline.config.latent_shape)
 
@@ -89,7 +90,7 @@ class Patient:
             return (x - a**0.5 * answer) / (1 - a) ** 0.5 if self.reads_x0 else answer
 
         with torch.inference_mode():
-            *_, state = sample(read, start, self.schedule, sampler=sampler, num_steps=num_steps, noise=noise)
+            *_, state = sample(read, start, self.schedule, sampler="ddpm", num_steps=num_steps, noise=noise)
         return state.latents
 
     def draw(self, sentences: Sequence[str], seeds: Sequence[int], scale: float = 2) -> Pictures:
