@@ -53,6 +53,16 @@ def test_the_picture_is_the_one_of_the_boxes(steered, studio):
     assert "Drawn in" in said(studio) and "cat at 10 to 50% across, 20 to 80% down" in studio.caption.value
 
 
+def test_boxes_come_as_a_message_before_the_state_that_the_browser_holds_back(studio):
+    assert studio.draw_now()
+    message = {"method": "custom", "content": {"now": [as_dict(TREE)]}}
+    studio.sheet._handle_msg({"content": {"data": message}, "buffers": []})
+    assert studio.layout() == [TREE] and "still the one of before" in said(studio)
+    assert studio.draw_now()
+    studio.sheet.set_state({"boxes": [as_dict(TREE)]})
+    assert studio.layout() == [TREE] and "Drawn in" in said(studio), "the state brings nothing new"
+
+
 def test_boxes_from_the_browser_count_and_wait_for_the_button(studio):
     assert studio.draw_now()
     first = shown(studio)

@@ -151,6 +151,18 @@ def test_an_upload_comes_as_a_message_of_the_sheet(studio):
     assert (laid(studio) == (0, 0, 128)).all()
 
 
+def test_a_stroke_comes_as_a_message_before_the_state_that_the_browser_holds_back(studio):
+    assert studio.draw_now()
+    values = np.zeros(64 * 64, np.uint8)
+    values[:64] = 1
+    message = {"method": "custom", "content": {"now": None}}
+    studio.sheet._handle_msg({"content": {"data": message}, "buffers": [memoryview(values.tobytes())]})
+    assert studio.hole().sum() == 64 and "still the one of before" in said(studio)
+    assert studio.draw_now()
+    studio.sheet.set_state({"mask": memoryview(values.tobytes())})
+    assert studio.hole().sum() == 64 and "Drawn in" in said(studio), "the state brings nothing new"
+
+
 @pytest.mark.parametrize(
     ("content", "buffers"),
     [

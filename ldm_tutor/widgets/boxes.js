@@ -59,7 +59,9 @@ function render({ model, el }) {
   const items = []; // one per box: its group on the sheet and its row in the list, kept while the box changes
 
   function commit(words = "") {
-    model.set("boxes", boxes.map((box) => ({ ...box })));
+    const now = boxes.map((box) => ({ ...box }));
+    model.send({ now }); // at once: saved changes may be held back, and the button would overtake them
+    model.set("boxes", now);
     model.save_changes();
     alert.textContent = "";
     said.textContent = words;

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import numpy as np
 import traitlets
 from PIL import Image, ImageDraw, ImageFont
@@ -15,25 +14,26 @@ from ldm_tutor.data.boxes import SCENES_BOXES, Box
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.plots.figures import COLORS, Pixels, png_bytes
 from ldm_tutor.steering import Given, Steered
-from ldm_tutor.widgets.drawing import GAP, SHEET, DrawingStudio
+from ldm_tutor.widgets.drawing import GAP, SHEET, DrawingStudio, Sheet
 from ldm_tutor.widgets.names import show_live
 
 LAYOUT = (Box("house", 0.08, 0.2, 0.52, 0.7), Box("tree", 0.62, 0.25, 0.92, 0.75))
 MARKS = (COLORS["blue"], COLORS["vermilion"], COLORS["green"])  # of box 1, 2, 3, and again from the start
 
 
-class BoxSheet(anywidget.AnyWidget):
+class BoxSheet(Sheet):
     """The square on which boxes are drawn, and their list; `boxes` holds one dict per box, with the fields of `Box`."""
 
     _esm = Path(__file__).with_name("boxes.js")
     _css = Path(__file__).with_name("boxes.css")
+    synced = "boxes"
     boxes = traitlets.List(traitlets.Dict()).tag(sync=True)
     kinds = traitlets.List(traitlets.Unicode()).tag(sync=True)
     colors = traitlets.List(traitlets.Unicode()).tag(sync=True)
     most = traitlets.Int(SCENES_BOXES.max_boxes).tag(sync=True)
 
     def __repr__(self) -> str:
-        return f"BoxSheet({len(self.boxes)} boxes)"
+        return f"BoxSheet({len(self.now)} boxes)"
 
 
 class BoxStudio(DrawingStudio):
@@ -44,12 +44,12 @@ class BoxStudio(DrawingStudio):
         given = [{name: getattr(box, name) for name in ("kind", "x0", "y0", "x1", "y1")} for box in boxes]
         self.sheet = BoxSheet(boxes=given, kinds=list(SCENES_BOXES.names), colors=list(MARKS))
         self.outline.description = "outline the boxes asked for"
-        self.sheet.observe(self._moved, "boxes")
+        self.sheet.observe(self._moved, "now")
         self.view = self.arrange(self.sheet)
 
     def layout(self) -> list[Box]:
         """The boxes as they are drawn now; ConfigError for one that cannot be (the sheet makes none)."""
-        return [_as_box(each) for each in self.sheet.boxes]
+        return [_as_box(each) for each in self.sheet.now]
 
     def _ask(self, prompts: list[str] | None) -> tuple[Given, Any]:
         boxes = self.layout()
@@ -80,7 +80,7 @@ class BoxStudio(DrawingStudio):
         show_live(self.still(), told, self.view)
 
     def __repr__(self) -> str:
-        return f"BoxStudio({len(self.sheet.boxes)} boxes, seed={self.seed.value})"
+        return f"BoxStudio({len(self.sheet.now)} boxes, seed={self.seed.value})"
 
 
 def draw_boxes(steered: Steered, boxes: Sequence[Box] = LAYOUT, sentence: str = "", seed: int = 7) -> None:

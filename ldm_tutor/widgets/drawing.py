@@ -1,14 +1,16 @@
-"""What the studios of lesson 10 share: sentence, seed, steps and guidance, a button, and a picture that grows."""
+"""What the studios of lesson 10 share: sheet, sentence, seed, steps, guidance, a button, a picture that grows."""
 
 from __future__ import annotations
 
 import html
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import anywidget
 import ipywidgets
 import torch
+import traitlets
 from PIL import Image
 
 from ldm_tutor.errors import ConfigError, TutorError
@@ -26,6 +28,28 @@ WAIT = "Drawing takes some seconds ..."
 WRAP = {"flex_flow": "row wrap", "align_items": "flex-start"}
 _LABEL = {"description_width": "initial"}
 _TEXT = "margin:.2em 0;line-height:1.4"
+
+
+class Sheet(anywidget.AnyWidget):
+    """A square on which the mouse draws; `now` is what lies on it, and what a studio reads.
+
+    ipywidgets holds an update back in the browser while the one before is on its way, and a click on a button, which
+    is never held back, would overtake it. So a sheet also sends each change as a message, which goes at once.
+    """
+
+    synced: ClassVar[str]  # the trait that is kept with the widget's state
+    now = traitlets.Any()
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.now = getattr(self, self.synced)
+        self.observe(lambda change: self.set_trait("now", change["new"]), self.synced)
+        self.on_msg(lambda widget, content, buffers: self._hear(content, buffers))
+
+    def _hear(self, content: Any, buffers: Any) -> None:
+        """Take a change that came as a message: {"now": values}, or {"now": null} and one buffer."""
+        if isinstance(content, dict) and "now" in content:
+            self.now = content["now"] if content["now"] is not None else buffers[0]
 
 
 class DrawingStudio:

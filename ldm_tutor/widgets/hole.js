@@ -101,6 +101,7 @@ function render({ model, el }) {
 
   function send() {
     alert.textContent = "";
+    model.send({ now: null }, undefined, [mask.slice().buffer]); // at once: saved changes may be held back
     model.set("mask", new DataView(mask.slice().buffer));
     model.save_changes();
     draw();

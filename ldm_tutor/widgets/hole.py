@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import ipywidgets
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from ldm_tutor.plots.figures import png_bytes
 from ldm_tutor.sampling.loop import SampleState
 from ldm_tutor.shapes import Latents, Pictures
 from ldm_tutor.steering import Given, Steered, compose
-from ldm_tutor.widgets.drawing import GAP, DrawingStudio
+from ldm_tutor.widgets.drawing import GAP, DrawingStudio, Sheet
 from ldm_tutor.widgets.edit_studio import outlined
 from ldm_tutor.widgets.names import show_live
 
@@ -37,11 +36,12 @@ HOLE = (32, 18, 62, 54)  # left, top, right and bottom of the first hole, in pix
 SENTENCE = "a blue boat"
 
 
-class HoleSheet(anywidget.AnyWidget):
+class HoleSheet(Sheet):
     """The picture and the hole on it; `image` is a PNG, `mask` one byte per pixel, 1 in the hole, row by row."""
 
     _esm = Path(__file__).with_name("hole.js")
     _css = Path(__file__).with_name("hole.css")
+    synced = "mask"
     side = traitlets.Int(64).tag(sync=True)
     image = CByteMemoryView(b"").tag(sync=True)
     mask = CByteMemoryView(b"").tag(sync=True)
@@ -79,8 +79,8 @@ class HoleStudio(DrawingStudio):
         if mask is not None:
             check_masks(self.given, mask, "paint_hole: mask")
             self.sheet.mask = mask.to(torch.uint8).numpy().tobytes()
-        self.sheet.observe(self._moved, "mask")
-        self.sheet.on_msg(lambda widget, content, buffers: self.upload(content, buffers))
+        self.sheet.observe(self._moved, "now")
+        self.sheet.on_msg(lambda widget, content, buffers: "name" in content and self.upload(content, buffers))
         self.scene.on_click(lambda button: self.other_scene())
         self.take.on_click(lambda button: self.take_result())
         buttons = ipywidgets.Box([self.scene, self.take], layout=ipywidgets.Layout(flex_flow="row wrap"))
@@ -100,7 +100,7 @@ class HoleStudio(DrawingStudio):
 
     def hole(self) -> Masks:
         """The hole as it is painted now: (1, 1, side, side), 1 is hole."""
-        values = np.frombuffer(bytes(self.sheet.mask), np.uint8)
+        values = np.frombuffer(bytes(self.sheet.now), np.uint8)
         if values.size != self.pixels**2:
             raise ConfigError("the hole's mask", given=values.size, expected=f"{self.pixels**2} pixels")
         return torch.from_numpy((values > 0).reshape(1, 1, self.pixels, self.pixels)).float()
