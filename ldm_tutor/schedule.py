@@ -1,4 +1,4 @@
-"""Noise schedules, noising in one step, and the ways between noise, clean latents and velocity.
+"""Noise schedules, the straight way of flow matching, and the ways between noise, clean latents and velocity.
 
 Notation (DDPM, Ho et al. 2020, arXiv 2006.11239):  x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
 """
@@ -90,3 +90,49 @@ class NoiseSchedule:
     def signal_to_noise(self) -> Float[Tensor, " steps"]:
         """Return alpha_bar / (1 - alpha_bar) for every step, float64."""
         return self.alpha_bar / (1 - self.alpha_bar)
+
+
+class FlowSchedule:
+    """The straight way from a clean latent to noise: x_t = (1 - t) x_0 + t eps, for a time t from 0 to 1.
+
+    Rectified flow (Liu et al. 2023, arXiv 2209.03003) and flow matching (Lipman et al. 2023, arXiv 2210.02747). There
+    is no table and no number of steps; the velocity along the way is eps - x_0 at every t. Times are floating point,
+    of shape (b,). `shift` moves the steps of a walk to its noisy part, for large pictures (Esser et al. 2024, arXiv
+    2403.03206, eq. 23).
+    """
+
+    def __init__(self, shift: float = 1.0) -> None:
+        if not (math.isfinite(shift) and shift > 0):
+            raise ConfigError("FlowSchedule: shift", given=shift, expected="a positive number; 1 shifts nothing")
+        self.shift = shift
+
+    def add_noise(self, x0: Latents, noise: Latents, t: Float[Tensor, " b"]) -> Latents:
+        """Return the point of the straight line from `x0` to `noise` at time t."""
+        time = self._shaped(x0, t)
+        return (1 - time) * x0 + time * noise
+
+    def velocity(self, x0: Latents, noise: Latents) -> Latents:
+        """Return what the network learns: the direction of that line, noise - x0."""
+        return noise - x0
+
+    def x0_from_velocity(self, x_t: Latents, velocity: Latents, t: Float[Tensor, " b"]) -> Latents:
+        """Return the line's clean end."""
+        return x_t - self._shaped(x_t, t) * velocity
+
+    def eps_from_velocity(self, x_t: Latents, velocity: Latents, t: Float[Tensor, " b"]) -> Latents:
+        """Return the line's noisy end."""
+        return x_t + (1 - self._shaped(x_t, t)) * velocity
+
+    def times(self, num_steps: int) -> list[float]:
+        """Return the num_steps + 1 times of a walk, from 1 down to 0, shifted: s u / (1 + (s - 1) u)."""
+        if num_steps < 1:
+            raise ConfigError("FlowSchedule: num_steps", given=num_steps, expected="1 or more")
+        even = [1 - k / num_steps for k in range(num_steps + 1)]
+        return [self.shift * u / (1 + (self.shift - 1) * u) for u in even]
+
+    def _shaped(self, like: Latents, t: Float[Tensor, " b"]) -> Tensor:
+        if t.shape != like.shape[:1]:
+            raise ShapeError("FlowSchedule: one time per picture", given=tuple(t.shape), expected=f"({like.shape[0]},)")
+        if t.numel() and not (0 <= float(t.min()) and float(t.max()) <= 1):
+            raise ConfigError("FlowSchedule: time", given=[float(t.min()), float(t.max())], expected="0 to 1")
+        return t.view(-1, *[1] * (like.dim() - 1)).to(like)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import nn
 
 from ldm_tutor.errors import AttentionTapError
+from ldm_tutor.models.dit import DiT
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.nn.attention import Attention, Call, Site, Tap
 from ldm_tutor.shapes import Float, Tensor
@@ -40,7 +41,7 @@ def select_sites(sites: Sequence[Site], where: Where) -> tuple[Site, ...]:
 
 
 @contextlib.contextmanager
-def watch(unet: UNet, tap: Tap, where: Where = "cross") -> Iterator[tuple[Site, ...]]:
+def watch(unet: UNet | DiT, tap: Tap, where: Where = "cross") -> Iterator[tuple[Site, ...]]:
     """Let `tap` see, or edit, the chosen attention maps of every U-Net call inside the block; yields their sites.
 
     The layers are as they were when the block ends, also by an error. Raises AttentionTapError where nothing fits,
@@ -77,7 +78,7 @@ def chain(*taps: Tap) -> Tap:
     return ask_all
 
 
-def _layers(unet: UNet) -> tuple[tuple[Site, Attention], ...]:
+def _layers(unet: UNet | DiT) -> tuple[tuple[Site, Attention], ...]:
     """Return the U-Net's attention layers, or say why it has none that a tap could reach."""
     if isinstance(unet, nn.Module):
         for name, module in unet.named_modules():

@@ -39,7 +39,7 @@ class Tiled(Guided):
         )
         self.tile, self.stride = tile, stride or tile // 2
 
-    def __call__(self, latents: Latents, t: int, step: int) -> Latents:
+    def __call__(self, latents: Latents, t: float, step: int) -> Latents:
         """Return the noise, averaged over the tiles."""
         total, weight = torch.zeros_like(latents), latents.new_zeros(1, 1, *latents.shape[-2:])
         ramp = tile_weight(self.tile).to(latents)

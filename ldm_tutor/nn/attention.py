@@ -47,7 +47,7 @@ class CallInfo:
     """What the caller declares about one U-Net call: its running step, its time step, and every batch row."""
 
     step: int | None = None
-    t: int | None = None
+    t: float | None = None
     rows: tuple[Row, ...] = ()
 
 

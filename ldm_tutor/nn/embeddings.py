@@ -22,14 +22,30 @@ def timestep_embedding(t: Times, dim: int) -> Float[Tensor, "b {dim}"]:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class TimeMLP(nn.Module):
-    """Two linear layers that turn the wave of `timestep_embedding` into what the blocks add: (b, dim) to (b, 4 dim)."""
+def grid_embedding(side: int, dim: int) -> Float[Tensor, "n {dim}"]:
+    """Return a wave for each place of a side x side grid, row by row: (side * side, dim), float32.
 
-    def __init__(self, dim: int) -> None:
+    The first half tells the column, the second the row; each is [sin | cos] at dim / 4 frequencies from 1 down to
+    nearly 1 / 10000, as in DiT (Peebles and Xie 2023, arXiv 2212.09748).
+    """
+    freqs = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    waves = torch.arange(side, dtype=torch.float64)[:, None] * freqs
+    along = torch.cat([waves.sin(), waves.cos()], dim=-1).float()  # (side, dim / 2)
+    return torch.cat([along.repeat(side, 1), along.repeat_interleave(side, dim=0)], dim=-1)
+
+
+class TimeMLP(nn.Module):
+    """Two linear layers that turn the wave of `timestep_embedding` into what the blocks read: (b, dim) to (b, width).
+
+    `width` is 4 dim unless it is given.
+    """
+
+    def __init__(self, dim: int, width: int | None = None) -> None:
         super().__init__()
         self.dim = dim
-        self.linear_1 = nn.Linear(dim, 4 * dim)
-        self.linear_2 = nn.Linear(4 * dim, 4 * dim)
+        width = 4 * dim if width is None else width
+        self.linear_1 = nn.Linear(dim, width)
+        self.linear_2 = nn.Linear(width, width)
 
     def forward(self, t: Times) -> Float[Tensor, "b d"]:
         wave = timestep_embedding(t, self.dim).to(self.linear_1.weight.dtype)

@@ -64,7 +64,7 @@ class Guided:
         """How many pictures are drawn: b."""
         return len(self.context if self.context is not None else self.channels)  # type: ignore[arg-type]
 
-    def __call__(self, latents: Latents, t: int, step: int) -> Latents:
+    def __call__(self, latents: Latents, t: float, step: int) -> Latents:
         """Return the guided noise; `step` is the running step, for the taps."""
         b = self.num_pictures
         if latents.shape[0] != b:

@@ -94,17 +94,10 @@ def sample(
         raise ConfigError(
             "sample: one seed per picture", given=len(noise.seeds), expected=f"{latents.shape[0]}, the batch"
         )
-    _check_finite(latents, "sample: the latents to start from")
+    check_finite(latents, "sample: the latents to start from")
 
     def answer(x: Latents, t: int, step: int) -> Latents:
-        eps = denoiser(x, t, step)
-        if eps.shape != x.shape:
-            raise ShapeError(
-                f"sample: the denoiser's answer at step {step} (t={t})",
-                given=tuple(eps.shape),
-                expected=f"the latents' shape {tuple(x.shape)}",
-            )
-        return eps
+        return check_answer(denoiser(x, t, step), x, f"sample: the denoiser's answer at step {step} (t={t})")
 
     def one_step(x: Latents, eps: Latents, step: int, before: SampleState | None) -> StepResult:
         t, t_prev = grid[step], next_of(step)
@@ -139,7 +132,7 @@ def sample(
             state = SampleState(step, num_steps, t, next_of(step), result.x_prev, result.x0_hat, eps, old)
             if edit is not None:
                 state = replace(state, latents=edit(state))
-            _check_finite(state.latents, f"sample: the latents after step {step} (t={t})")
+            check_finite(state.latents, f"sample: the latents after step {step} (t={t})")
             x, before = state.latents, state
             yield state
 
@@ -168,7 +161,15 @@ def _check_settings(sampler: str, eta: float, noise: PictureNoise | None, final_
         raise ConfigError(f"sample: {sampler} with eta={eta} adds noise", fix="pass noise=PictureNoise(seeds)")
 
 
-def _check_finite(latents: Tensor, place: str) -> None:
+def check_answer(answer: Latents, latents: Latents, place: str) -> Latents:
+    """Return a network's answer if it has the shape of the latents; ShapeError otherwise."""
+    if answer.shape != latents.shape:
+        raise ShapeError(place, given=tuple(answer.shape), expected=f"the latents' shape {tuple(latents.shape)}")
+    return answer
+
+
+def check_finite(latents: Tensor, place: str) -> None:
+    """Raise ConfigError where latents have stopped being numbers."""
     if not bool(torch.isfinite(latents).all()):
         num_bad = int((~torch.isfinite(latents)).sum())
         raise ConfigError(

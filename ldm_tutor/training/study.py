@@ -21,6 +21,7 @@ from ldm_tutor.config import UNetConfig
 from ldm_tutor.data.scenes.datasets import to_float
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
+from ldm_tutor.models.dit import DiTConfig, make_denoiser
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.nn.work import work_of
@@ -225,11 +226,11 @@ class Cost:
     training_bytes: int  # weights, optimiser, running average, and the most that one step holds on its way
 
 
-def cost_of(config: UNetConfig, side: int, *, batch_size: int = 32, tokens: int = 32) -> Cost:
-    """Count what a U-Net costs; nothing is run, and the numbers are the same on every machine."""
+def cost_of(config: UNetConfig | DiTConfig, side: int, *, batch_size: int = 32, tokens: int = 32) -> Cost:
+    """Count what a U-Net, or a DiT, costs; nothing is run, and the numbers are the same on every machine."""
 
     def build(b: int) -> Callable[[], Tensor]:
-        unet = UNet(config)
+        unet = make_denoiser(config)
         latents, t = torch.randn(b, config.in_channels, side, side), torch.full((b,), 500.0)
         context = torch.randn(b, tokens, config.context_dim or 1)
         return lambda: unet(latents, t, context)
@@ -244,7 +245,7 @@ def cost_of(config: UNetConfig, side: int, *, batch_size: int = 32, tokens: int 
         return step
 
     with torch.device("meta"):
-        parameters = sum(each.numel() for each in UNet(config).parameters())
+        parameters = sum(each.numel() for each in make_denoiser(config).parameters())
     kept = 4 * 4 * parameters  # float32: weights, two moments of the optimiser, running average
     return Cost(parameters, work_of(lambda: build(1)).multiply_adds, kept + work_of(training_step).peak_bytes)
 

@@ -12,11 +12,11 @@ from ldm_tutor.data.scenes.datasets import to_float
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.losses.denoising import noise_loss, step_weight
 from ldm_tutor.models.autoencoder import Autoencoder, DiagonalGaussian
+from ldm_tutor.models.dit import DiTConfig, make_denoiser
 from ldm_tutor.models.text_encoder import TextEncoder
-from ldm_tutor.models.unet import UNet
 from ldm_tutor.models.vector_quantizer import VQAutoencoder
 from ldm_tutor.schedule import NoiseSchedule
-from ldm_tutor.shapes import Context, Float, Tensor, Tokens
+from ldm_tutor.shapes import Context, Float, Latents, Tensor, Times, Tokens
 from ldm_tutor.training.learner import Descent, Learner
 from ldm_tutor.training.processes import ALONE, Team
 from ldm_tutor.weights.files import save_model
@@ -64,7 +64,7 @@ class DenoiserStage:
 
     def __init__(
         self,
-        config: UNetConfig,
+        config: UNetConfig | DiTConfig,
         moments: Tensor,
         scale_factor: float,
         text_encoder: TextEncoder | None,
@@ -121,7 +121,8 @@ class DenoiserStage:
         settings: dict[str, Any] = {"warmup": 500} if descent is None else descent.to_dict()
         if descent is not None:
             self.settings["descent"] = settings
-        self.learner = Learner(UNet(config), peak_lr=peak_lr, device=device, dtype=dtype, team=team, **settings)
+        net: Any = make_denoiser(config)
+        self.learner = Learner(net, peak_lr=peak_lr, device=device, dtype=dtype, team=team, **settings)
         self.learners: dict[str, Learner[Any]] = {"unet": self.learner}
 
     @torch.no_grad()
@@ -134,23 +135,30 @@ class DenoiserStage:
         chosen = torch.multinomial(self.picture_weights, b, replacement=True, generator=generator)
         x0 = self.scale_factor * DiagonalGaussian(self.moments[chosen].float()).sample(generator)
         noise = torch.randn(x0.shape, generator=generator)
-        t = torch.randint(self.schedule.num_steps, (b,), generator=generator)
-        x_t = self.schedule.add_noise(x0, noise, t)
-
+        x_t, t, goals, weights = self.ask(x0, noise, generator)
         tokens = self._told(chosen, generator)
         total = 0.0
         for rows in self.pieces:  # all processes have drawn the whole batch; each computes its own rows
             context = None if tokens is None else self.context_of(tokens[rows].to(self.device))
-            times = t[rows].to(self.device)
-            eps_hat = self.learner.net(x_t[rows].to(self.device, self.dtype), times.float(), context)
-            goal = noise[rows].to(self.device)
-            plain = weighed = noise_loss(eps_hat, goal)
+            answer = self.learner.net(x_t[rows].to(self.device, self.dtype), t[rows].to(self.device).float(), context)
+            goal = goals[rows].to(self.device)
+            plain = weighed = noise_loss(answer, goal)
             if self.position_weights is not None and progress < self.weighed_until:
-                weighed = noise_loss(eps_hat, goal, self.position_weights[chosen[rows]].to(self.device))
-            ((self.weights[t[rows]].to(self.device) * weighed).sum() / b).backward()
+                weighed = noise_loss(answer, goal, self.position_weights[chosen[rows]].to(self.device))
+            ((weights[rows].to(self.device) * weighed).sum() / b).backward()
             total += plain.sum().item()
         self.learner.step(progress)
         return {"loss": self.team.total(total) / b}
+
+    def ask(
+        self, x0: Latents, noise: Latents, generator: torch.Generator
+    ) -> tuple[Latents, Times, Latents, Float[Tensor, " b"]]:
+        """Return what the network gets, at which times, what it should answer, and how much each row counts.
+
+        Here that is the noise at a time step of the schedule; `training.objectives` has others.
+        """
+        t = torch.randint(self.schedule.num_steps, (len(x0),), generator=generator)
+        return self.schedule.add_noise(x0, noise, t), t, noise, self.weights[t]
 
     def _told(self, chosen: Tensor, generator: torch.Generator) -> Tokens | None:
         """Return a sentence for each chosen picture, the empty one now and then; None where there are none."""
