@@ -23,6 +23,7 @@ from ldm_tutor.lessons.lesson_12 import EXERCISES as LESSON_12
 from ldm_tutor.lessons.lesson_13 import EXERCISES as LESSON_13
 from ldm_tutor.lessons.lesson_14 import EXERCISES as LESSON_14
 from ldm_tutor.lessons.lesson_15 import EXERCISES as LESSON_15
+from ldm_tutor.lessons.lesson_16 import EXERCISES as LESSON_16
 from ldm_tutor.lessons.progress import record_pass
 
 EXERCISES: dict[str, Exercise] = {
@@ -44,6 +45,7 @@ EXERCISES: dict[str, Exercise] = {
         LESSON_13,
         LESSON_14,
         LESSON_15,
+        LESSON_16,
     )
     for each in lesson
 }

@@ -175,6 +175,14 @@ _CLINIC = Facts(
     memory_mb=2000,
     builds="Eight instruments, a chart of five faulty models, an ideal denoiser, a test of the tests.",
 )
+_WHAT_CAME_AFTER = Facts(
+    goal="Write v-prediction, flow matching and a transformer denoiser, and measure each at equal cost.",
+    needs="Lessons 04 to 07; lesson 11 for how the study is read.",
+    minutes_to_read=55,
+    seconds_to_run=80,
+    memory_mb=1200,
+    builds="Three questions for a denoiser, a walk along the flow, reflow, and the block of the diffusion transformer.",
+)
 _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("start_here", "Start here", "What happens between a sentence and a picture?", _START_HERE),
     ("autoencoder", "Autoencoder", "How small can a picture get?", _AUTOENCODER),
@@ -192,7 +200,7 @@ _ROWS: tuple[tuple[str, str, str, Facts | None], ...] = (
     ("training_at_scale", "Training at scale", "How do you train it for real?", _TRAINING_AT_SCALE),
     ("your_own_pictures", "Your own pictures", "How do you make it yours?", _YOUR_OWN_PICTURES),
     ("clinic", "Clinic", "What broke?", _CLINIC),
-    ("what_came_after", "What came after", "And since?", None),
+    ("what_came_after", "What came after", "And since?", _WHAT_CAME_AFTER),
 )
 LESSONS = tuple(
     Lesson(number=number, slug=slug, title=title, question=question, facts=facts)

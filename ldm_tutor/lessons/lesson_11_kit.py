@@ -138,8 +138,8 @@ class Study:
         for row in run(self.stage, scratch / self.name, self.look, [until]):
             report["rows"].append({**row, "loss": round(row["loss"], 5)})
             _log.info("%s %s", self.name, row)
-        _write(path, json.dumps(report, indent=1) + "\n")
-        _write_pictures(folder / f"pictures_{self.name}.png", self.made)
+        write_text(path, json.dumps(report, indent=1) + "\n")
+        write_pictures(folder / f"pictures_{self.name}.png", self.made)
         return report
 
 
@@ -157,12 +157,14 @@ def study(
             each.train(until, folder, scratch)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _write_pictures(path: Path, made: Pictures) -> None:
+def write_pictures(path: Path, made: Pictures) -> None:
+    """Write the first NUM_SHOWN pictures side by side, as a PNG."""
     from PIL import Image
 
     strip = torch.cat(list(((made[:NUM_SHOWN].permute(0, 2, 3, 1) + 1) * 127.5).round().byte()), dim=1)
@@ -200,7 +202,7 @@ def costs(folder: Path, autoencoders: Path, repeats: int = 5) -> Report:
     for what, jobs, per in (("step", steps, 1), ("picture", drawings, 8), ("decoding", decodings, 8)):
         for name, seconds in seconds_side_by_side(jobs, repeats).items():
             report[name][f"seconds_per_{what}"] = float(f"{seconds / per:.3g}")
-    _write(folder / "costs.json", json.dumps(report, indent=1) + "\n")
+    write_text(folder / "costs.json", json.dumps(report, indent=1) + "\n")
     return report
 
 

@@ -64,6 +64,10 @@ NOTATION = {
         r"\bar\alpha_t", "alpha_bar[t]", "what is left of the picture's variance; you meet it in step 3"
     ),
     "a_prev": Symbol(r"\bar\alpha_{t'}", "a_prev", "what is left of the picture's variance at the next, cleaner time"),
+    "angle": Symbol(r"\varphi", "angle", r"0 at the picture, a quarter turn at noise; cosine $\sqrt{\bar\alpha_t}$"),
+    "v_velocity": Symbol("v", "v", "the velocity along the circle"),
+    "flow_time": Symbol("u", "u", "how far on the straight line: 0 is the picture, 1 the noise"),
+    "flow_velocity": Symbol(r"\epsilon - x_0", "noise - x0", "the direction of that line"),
     "eta": Symbol(r"\eta", "eta", "share of fresh noise: 0 none, 1 as much as DDPM"),
     "log_snr": Symbol(r"\lambda_t", "log_snr(t)", r"$\log(\alpha_t / \sigma_t)$, half the logarithm of the SNR"),
     "h": Symbol("h", "h", r"the length of a step in log-SNR, $\lambda_{t'} - \lambda_t$"),
@@ -206,6 +210,15 @@ GLOSSARY = (
     Term("Prediction type", "what a U-Net's answer is: the noise, the clean latents, or a mixture", "clinic"),
     Term("Plateau", "a range in which a measure does not notice a fault", "clinic"),
     Term("Mutation testing", "planting faults to see whether a test finds them", "clinic"),
+    Term("v-prediction", "asking for the velocity on the quarter circle from picture to noise", "what_came_after"),
+    Term("Flow matching", "asking for the direction of ways from data to noise; here straight", "what_came_after"),
+    Term("Rectified flow", "the straight ways, and the walks of a network that has learned them", "what_came_after"),
+    Term("Reflow", "training once more, on pairs that the first network's own walks connect", "what_came_after"),
+    Term("Euler's method", "going a stretch in the direction that holds where one stands", "what_came_after"),
+    Term("Zero terminal SNR", "a schedule whose last step has nothing of the picture left", "what_came_after"),
+    Term("DiT", "the diffusion transformer: latents as tokens, all blocks alike", "what_came_after"),
+    Term("adaLN-Zero", "time shifts and scales the norms and gates the branches, from zero on", "what_came_after"),
+    Term("Shift", "moving the times of a walk towards the noise, for larger pictures", "what_came_after"),
 )
 _PLACE = re.compile(r"^\{\{(?P<what>\w*)(?P<names>[^}]*)\}\}$", re.MULTILINE)
 

@@ -140,11 +140,23 @@ class StudyData:
     text_encoder: TextEncoder
 
 
-def build_stage(space: Space, data: StudyData, *, batch_size: int = 32, seed: int = 0) -> StudyStage:
-    """Return a fresh run's stage. Warm-up is short: the slowest runs have some hundred steps in all."""
+def build_stage(
+    space: Space,
+    data: StudyData,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    kind: type[StudyStage] = StudyStage,
+    config: UNetConfig | DiTConfig | None = None,
+    balance_steps: bool = True,
+) -> StudyStage:
+    """Return a fresh run's stage, of another `kind` or with another network than `unet_for` where they are given.
+
+    Warm-up is short: the slowest runs have some hundred steps in all.
+    """
     torch.manual_seed(seed)
-    stage = StudyStage(
-        unet_for(space.shape, data.text_encoder.config.width),
+    stage = kind(
+        unet_for(space.shape, data.text_encoder.config.width) if config is None else config,
         space.moments(data.pictures),
         space.scale_factor,
         data.text_encoder,
@@ -154,6 +166,7 @@ def build_stage(space: Space, data: StudyData, *, batch_size: int = 32, seed: in
         dtype=torch.float32,
         batch_size=batch_size,
         peak_lr=2e-3,
+        balance_steps=balance_steps,
     )
     stage.learner.warmup = 50
     return stage
@@ -232,7 +245,7 @@ def cost_of(config: UNetConfig | DiTConfig, side: int, *, batch_size: int = 32, 
     def build(b: int) -> Callable[[], Tensor]:
         unet = make_denoiser(config)
         latents, t = torch.randn(b, config.in_channels, side, side), torch.full((b,), 500.0)
-        context = torch.randn(b, tokens, config.context_dim or 1)
+        context = None if config.context_dim is None else torch.randn(b, tokens, config.context_dim)
         return lambda: unet(latents, t, context)
 
     def training_step() -> Callable[[], None]:
