@@ -1,6 +1,7 @@
 """The course as data, its map and its boxes, and the way from a lesson's source to its notebook."""
 
 import base64
+import dataclasses
 import re
 from xml.etree import ElementTree
 
@@ -75,15 +76,22 @@ def test_the_readme_asks_the_same_questions():
     assert rows == {lesson.stem: lesson.question for lesson in LESSONS}
 
 
-def test_the_fact_box_says_everything(shown):
+def test_the_fact_box_says_everything(shown, monkeypatch):
     fact_box(0)
     (bundle,) = shown
     facts = LESSONS[0].facts
     for text in (facts.goal, facts.needs, facts.builds, str(facts.minutes_to_read), str(facts.memory_mb)):
         assert text in bundle["text/plain"] and text in bundle["text/html"]
     assert bundle["text/html"].count('<th scope="row"') == 6
+    monkeypatch.setattr(course, "LESSONS", (*LESSONS[:-1], dataclasses.replace(LESSONS[-1], facts=None)))
     with pytest.raises(ConfigError, match="not built"):
         fact_box(16)
+
+
+def test_what_is_still_to_come_is_dashed_and_the_key_says_so(monkeypatch):
+    assert "coming" not in map_svg(LESSONS[0]) and "stroke-dasharray" not in map_svg(LESSONS[0])
+    monkeypatch.setattr(course, "LESSONS", (*LESSONS[:-1], dataclasses.replace(LESSONS[-1], facts=None)))
+    assert "dashed: coming" in map_svg(LESSONS[0]) and "stroke-dasharray" in map_svg(LESSONS[0])
 
 
 def drawing(svg):

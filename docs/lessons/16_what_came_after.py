@@ -609,7 +609,7 @@ print(f"together {learned + largest.places.numel():,}, as published")
 #
 # Now to the question that the papers' tables cannot answer for you: what does each idea bring, *here*? Five runs, made
 # once by `python -m ldm_tutor.lessons.lesson_16_kit`. Equal in all: scenes of one object, the latents and the text
-# encoder of the shipped model, batch, learning rate, seeds, 240 seconds of one thread. Four have lesson 11's U-Net,
+# encoder of the shipped model, batch, learning rate, seeds, four minutes of one thread. Four have lesson 11's U-Net,
 # asked for noise with the plain loss, for noise with the course's weight, for $v$, and for the flow. In the fifth a DiT
 # with as many parameters is asked for the flow.
 
@@ -621,7 +621,7 @@ show(kit.study_figure(study, MEASURES), alt="FID falls in all runs; plain noise 
 
 # %%
 sheet = {kit.LABELS[name]: kit.pictures_of(name)[:6] for name in study}
-show(picture_rows(sheet), alt="Lumps of the right colours in five rows; with plain noise several backgrounds are others.")
+show(picture_rows(sheet), alt="Lumps of the right colours in five rows; with plain noise some backgrounds differ.")
 print(kit.mark_table(study))
 
 # %% [markdown]
