@@ -215,7 +215,7 @@ print("equal to the package's:", all(torch.allclose(mine(x_t, t, 0), theirs(x_t,
 # {{notation flow_time flow_velocity}}
 #
 # No schedule, no table, no $\bar\alpha$. This is called *rectified flow* (Liu et al. 2023) or *flow matching* with
-# straight ways (Lipman et al. 2023), and most large models since 2024 are trained like that.
+# straight ways (Lipman et al. 2023), and many large models since 2024 are trained like that.
 #
 # To see what it learns, make the world small. The "pictures" are single points in the plane, drawn from the shapes of a
 # cat and a dog. A point is a picture with one pixel and two channels, so everything you have works on it.
@@ -621,7 +621,7 @@ show(kit.study_figure(study, MEASURES), alt="FID falls in all runs; plain noise 
 
 # %%
 sheet = {kit.LABELS[name]: kit.pictures_of(name)[:6] for name in study}
-show(picture_rows(sheet), alt="Lumps of the right colours in five rows; with plain noise some backgrounds differ.")
+show(picture_rows(sheet, scale=2), alt="Lumps of the right colours; with plain noise some backgrounds are others.")
 print(kit.mark_table(study))
 
 # %% [markdown]
