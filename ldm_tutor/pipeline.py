@@ -353,6 +353,10 @@ def load_pipeline(folder: str | Path | None = None, device: str = "cpu") -> Pipe
     clip = load_model(paths["clip"], "clip", device=device)
     unet = load_model(paths["unet"], "unet", device=device)
     header = read_header(paths["unet"])
+    objective = header["metadata"].get("objective", "noise")
+    if objective != "noise":
+        fix = "walk with ldm_tutor.sampling.velocity, as lesson 16 does"
+        raise WeightsError(f"{paths['unet']}: what the U-Net answers with", given=objective, expected="noise", fix=fix)
     schedule = ScheduleConfig.from_dict(header["metadata"].get("schedule", ScheduleConfig().to_dict()))
     tokenizer = Tokenizer.load(root / "tokenizer")
     try:

@@ -2,18 +2,22 @@
 
 import pytest
 import torch
+from tiny import CONFIG, make_pipeline, save_folder
 
 from ldm_tutor.attention_maps.watch import watch
 from ldm_tutor.config import TextEncoderConfig, UNetConfig
-from ldm_tutor.errors import ConfigError, ShapeError
+from ldm_tutor.errors import ConfigError, ShapeError, WeightsError
 from ldm_tutor.models.dit import DiT, DiTBlock, DiTConfig, make_denoiser, patchify, unpatchify
 from ldm_tutor.models.text_encoder import TextEncoder
+from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.sampling.guidance import Guided
 from ldm_tutor.sampling.loop import sample
 from ldm_tutor.sampling.velocity import sample_flow, sees_noise
 from ldm_tutor.schedule import FlowSchedule, NoiseSchedule
+from ldm_tutor.training.loop import Budget, train
 from ldm_tutor.training.objectives import FlowStage, VelocityStage
 from ldm_tutor.training.stages.denoiser import NO_SPREAD, DenoiserStage
+from ldm_tutor.weights.files import load_model, read_header, save_model
 
 SMALL = DiTConfig(side=8, width=16, depth=2, num_heads=2, context_dim=12)
 
@@ -300,6 +304,37 @@ def test_every_objective_trains_both_networks(kind, config):
     losses = [made.train_step(generator, 0.0)["loss"] for _ in range(3)]
     assert all(0 < each < 20 for each in losses)
     assert any((a != b).any() for a, b in zip(before, made.learner.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("config", [UNET, SMALL], ids=["unet", "dit"])
+@pytest.mark.parametrize("kind", [DenoiserStage, VelocityStage, FlowStage])
+def test_the_file_says_what_the_network_answers_with(kind, config, tmp_path):
+    made = stage(kind, config)
+    (path,) = made.finish(tmp_path, {})
+    assert path.name == ("dit.safetensors" if config is SMALL else "unet.safetensors")
+    objective = {DenoiserStage: None, VelocityStage: "v", FlowStage: "flow"}[kind]
+    assert read_header(path)["metadata"].get("objective") == objective
+    loaded = load_model(path, path.stem)
+    x, t, context = randn(2, 4, 8, 8), torch.tensor([5.0, 900.0]), randn(2, 7, 12)
+    with torch.no_grad():
+        assert torch.equal(loaded(x, t, context), made.learner.ema.eval()(x, t, context))
+
+
+def test_no_pipeline_reads_a_velocity_as_noise(tmp_path):
+    save_folder(tmp_path)
+    load_pipeline(tmp_path)
+    path, says = tmp_path / "unet.safetensors", {"objective": "v"}
+    save_model(path, make_pipeline().unet, kind="unet", config=CONFIG.unet, metadata=says)
+    with pytest.raises(WeightsError, match=r"unet\.safetensors.*'v'.*noise"):
+        load_pipeline(tmp_path)
+
+
+def test_no_run_goes_on_with_another_question_s_checkpoint(tmp_path):
+    assert len({each.name for each in (DenoiserStage, VelocityStage, FlowStage)}) == 3
+    list(train(stage(VelocityStage, UNET), Budget(steps=1), tmp_path, seed=0))
+    for kind in (DenoiserStage, FlowStage):
+        with pytest.raises(WeightsError, match=f"{kind.name}.checkpoint"):
+            list(train(stage(kind, UNET), Budget(steps=2), tmp_path, seed=0, resume=True))
 
 
 def test_what_each_objective_asks():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ldm_tutor.config import Config, UNetConfig
 from ldm_tutor.errors import ShapeError
 from ldm_tutor.models.unet import UNet
-from ldm_tutor.nn.attention import Attention, Site
+from ldm_tutor.nn.attention import Attention, Site, WithSites
 from ldm_tutor.nn.blocks import zero_init
 from ldm_tutor.nn.embeddings import TimeMLP, grid_embedding
 from ldm_tutor.shapes import Context, Float, Int, Latents, Tensor, Times
@@ -104,7 +104,7 @@ class DiTBlock(nn.Module):
         return x + gate_2[:, None] * self.mlp(modulate(self.norm2(x), shift_2, scale_2))
 
 
-class DiT(nn.Module):
+class DiT(WithSites):
     """Noisy latents, a time and a sentence (or a class) in, what `out_channels` are trained to say out.
 
     The time is read as the U-Net reads it, 0 to 1000. Stands wherever a U-Net stands: `Guided`, `watch`, the training
@@ -116,7 +116,6 @@ class DiT(nn.Module):
         self.config = config
         width, patch = config.width, config.patch_size
         self.patch_in = nn.Linear(config.in_channels * patch**2, width)
-        self.register_buffer("places", grid_embedding(config.side // patch, width), persistent=False)
         self.time_mlp = TimeMLP(WAVE, width)
         self.classes = nn.Embedding(config.num_classes, width) if config.num_classes else None
         self.blocks = nn.ModuleList(
@@ -128,13 +127,18 @@ class DiT(nn.Module):
         self._init_weights()
         self._name_sites()
 
+    @property
+    def places(self) -> Float[Tensor, "n d"]:
+        """What is added to each token for its place; fixed, and made anew at each call, so no file holds it."""
+        return grid_embedding(self.config.side // self.config.patch_size, self.config.width)
+
     def forward(
         self, latents: Latents, t: Times, context: Context | None = None, classes: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b out h w"]:
         self._check(latents, context, classes)
         patch = self.config.patch_size
         grid = (latents.shape[2] // patch, latents.shape[3] // patch)
-        x = self.patch_in(patchify(latents, patch)) + self.places.to(latents.dtype)
+        x = self.patch_in(patchify(latents, patch)) + self.places.to(latents)
         time = self.time_mlp(t)
         if self.classes is not None:
             time = time + self.classes(classes)
@@ -142,15 +146,6 @@ class DiT(nn.Module):
             x = block(x, time, context, grid)
         shift, scale = self.modulation_out(F.silu(time)).chunk(2, dim=1)
         return unpatchify(self.patch_out(modulate(self.norm_out(x), shift, scale)), patch, grid)
-
-    def sites(self) -> tuple[Site, ...]:
-        """Return the address of every attention layer, in the order of running."""
-        return tuple(site for site, _ in self.attention_layers())
-
-    def attention_layers(self) -> tuple[tuple[Site, Attention], ...]:
-        """Return every attention layer with its address, in the order of running."""
-        layers = [m for m in self.modules() if isinstance(m, Attention)]
-        return tuple((layer.site, layer) for layer in layers if layer.site is not None)
 
     def _init_weights(self) -> None:
         """Xavier for linear layers, and zeros where a branch ends: a new DiT says 0."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ldm_tutor.config import UNetConfig
 from ldm_tutor.errors import ShapeError
-from ldm_tutor.nn.attention import Attention, Site
+from ldm_tutor.nn.attention import Site, WithSites
 from ldm_tutor.nn.blocks import (
     Downsample,
     PictureAttention,
@@ -132,7 +132,7 @@ def _transformer(config: UNetConfig, channels: int) -> SpatialTransformer | Pict
     )
 
 
-class UNet(nn.Module):
+class UNet(WithSites):
     """Predicts the noise in noisy latents, given the time step and the sentence.
 
     Shapes: latents (b, in_channels, h, w), t (b,), context (b, m, context_dim); returns (b, out_channels, h, w).
@@ -184,15 +184,6 @@ class UNet(nn.Module):
         for up in self.up:
             x = up(x, skips, t_emb, context)
         return self.conv_out(F.silu(self.norm_out(x)))
-
-    def sites(self) -> tuple[Site, ...]:
-        """Return the address of every attention layer, in the order of running."""
-        return tuple(site for site, _ in self.attention_layers())
-
-    def attention_layers(self) -> tuple[tuple[Site, Attention], ...]:
-        """Return every attention layer with its address, in the order of running."""
-        layers = [m for m in self.modules() if isinstance(m, Attention)]
-        return tuple((layer.site, layer) for layer in layers if layer.site is not None)
 
     def _init_zeros(self) -> None:
         for module in self.modules():

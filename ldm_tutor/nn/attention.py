@@ -205,3 +205,16 @@ class Attention(nn.Module):
                 f"tap at {self.site.name}", given=tuple(edited.shape), expected=f"the map's shape {tuple(probs.shape)}"
             )
         return edited.to(v.dtype) @ v
+
+
+class WithSites(nn.Module):
+    """A network that has given its attention layers their addresses: what `attention_maps.watch` looks into."""
+
+    def sites(self) -> tuple[Site, ...]:
+        """Return the address of every attention layer, in the order of running."""
+        return tuple(site for site, _ in self.attention_layers())
+
+    def attention_layers(self) -> tuple[tuple[Site, Attention], ...]:
+        """Return every attention layer with its address, in the order of running."""
+        layers = [m for m in self.modules() if isinstance(m, Attention)]
+        return tuple((layer.site, layer) for layer in layers if layer.site is not None)

@@ -17,6 +17,8 @@ class VelocityStage(DenoiserStage):
     What it learns is drawn with `sampling.velocity.sees_noise`.
     """
 
+    name, objective = "denoiser_v", "v"
+
     def ask(
         self, x0: Latents, noise: Latents, generator: torch.Generator
     ) -> tuple[Latents, Times, Latents, Float[Tensor, " b"]]:
@@ -30,6 +32,8 @@ class FlowStage(DenoiserStage):
 
     What it learns is drawn with `sampling.velocity.sample_flow`.
     """
+
+    name, objective = "denoiser_flow", "flow"
 
     def ask(
         self, x0: Latents, noise: Latents, generator: torch.Generator

@@ -39,6 +39,7 @@ from ldm_tutor.models.bert_encoder import BertEncoder
 from ldm_tutor.models.class_encoder import ClassEncoder
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.condition import Condition
+from ldm_tutor.models.dit import DiT, DiTConfig
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.models.vector_quantizer import VQAutoencoder
@@ -67,6 +68,7 @@ KINDS = {
     "bert_encoder": _Kind(BertEncoder, BertEncoderConfig),
     "class_encoder": _Kind(ClassEncoder, ClassEncoderConfig),
     "condition": _Kind(Condition, ConditionConfig),
+    "dit": _Kind(DiT, DiTConfig),
 }
 
 

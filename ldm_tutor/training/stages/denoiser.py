@@ -60,7 +60,8 @@ class DenoiserStage:
     them computes its rows, one after the other, for less memory. Neither changes the numbers beyond rounding.
     """
 
-    name = "denoiser"
+    name = "denoiser"  # of its checkpoint too, so that no run goes on with another question's
+    objective = "noise"  # what the network answers with; the file of its weights says so where it is something else
 
     def __init__(
         self,
@@ -169,7 +170,10 @@ class DenoiserStage:
         return torch.where(dropped[:, None], self.empty, self.tokens[chosen, variant])
 
     def finish(self, folder: Path, history: dict[str, Any]) -> list[Path]:
-        path = folder / "unet.safetensors"
+        kind = "dit" if isinstance(self.config, DiTConfig) else "unet"
+        path = folder / f"{kind}.safetensors"
         metadata = {**history, "schedule": self.schedule.config.to_dict()}
-        save_model(path, self.learner.ema, kind="unet", config=self.config, metadata=metadata)
+        if self.objective != "noise":
+            metadata["objective"] = self.objective
+        save_model(path, self.learner.ema, kind=kind, config=self.config, metadata=metadata)
         return [path]
