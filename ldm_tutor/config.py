@@ -28,6 +28,14 @@ def _later(default: Any) -> Any:
 class Config:
     """Base of all configurations: validation helpers, and JSON both ways."""
 
+    def __post_init__(self) -> None:
+        """Refuse whole numbers below 1 (or the field's `least`), and keep lists as tuples, which compare and hash."""
+        for each in dataclasses.fields(self):
+            value, least = getattr(self, each.name), each.metadata.get("least", 1)
+            if isinstance(value, list):
+                object.__setattr__(self, each.name, tuple(value))
+            self._need(type(value) is not int or value >= least, each.name, f"{least} or more")
+
     def _need(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
             raise ConfigError(f"{type(self).__name__}.{name}", given=getattr(self, name), expected=expected)
@@ -53,8 +61,6 @@ class Config:
             part = _PARTS.get((cls.__name__, name))
             if part is not None and value is not None:
                 value = part.from_dict(value)
-            elif isinstance(value, list):
-                value = tuple(value)
             ready[name] = value
         try:
             return cls(**ready)
@@ -80,13 +86,12 @@ class AutoencoderConfig(Config):
     attention_levels: tuple[int, ...] = _later(())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         levels = len(self.channel_mult)
         self._need(levels >= 1, "channel_mult", "at least one level")
         self._need(
             all(0 <= level < levels for level in self.attention_levels), "attention_levels", f"levels 0 to {levels - 1}"
         )
-        self._need(self.num_res_blocks >= 1, "num_res_blocks", "1 or more")
-        self._need(self.latent_channels >= 1, "latent_channels", "1 or more")
         self._need(self.scale_factor > 0, "scale_factor", "a positive number")
         self._need(self.channels % self.norm_groups == 0, "channels", f"a multiple of norm_groups={self.norm_groups}")
 
@@ -132,6 +137,7 @@ class TextEncoderConfig(Config):
     mlp_width: int = 3072
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._need(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}")
         self._need(self.context_length >= 3, "context_length", "3 or more (begin, a word, end)")
 
@@ -148,6 +154,7 @@ class ImageEncoderConfig(Config):
     mlp_width: int = 4096
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._need(self.picture_size % self.patch_size == 0, "picture_size", f"a multiple of {self.patch_size}")
         self._need(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}")
 
@@ -175,10 +182,6 @@ class BertEncoderConfig(Config):
     num_heads: int = 8
     head_channels: int = 64
 
-    def __post_init__(self) -> None:
-        self._need(self.context_length >= 1, "context_length", "1 or more")
-        self._need(self.head_channels >= 1, "head_channels", "1 or more")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassEncoderConfig(Config):
@@ -186,9 +189,6 @@ class ClassEncoderConfig(Config):
 
     num_classes: int = 1000
     width: int = 512
-
-    def __post_init__(self) -> None:
-        self._need(self.num_classes >= 1, "num_classes", "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,17 +216,16 @@ class UNetConfig(Config):
     scale_shift_norm: bool = _later(False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         levels = len(self.channel_mult)
         self._need(levels >= 1, "channel_mult", "at least one level")
-        self._need(self.num_res_blocks >= 1, "num_res_blocks", "1 or more")
         self._need(
             all(0 <= level < levels for level in self.attention_levels), "attention_levels", f"levels 0 to {levels - 1}"
         )
         for mult in self.channel_mult:
             width = self.channels * mult
-            name, divisor = "num_heads", self.num_heads
-            if self.head_channels is not None:
-                name, divisor = "head_channels", self.head_channels
+            name = "num_heads" if self.head_channels is None else "head_channels"
+            divisor = getattr(self, name)
             self._need(
                 width % self.norm_groups == 0 and width % divisor == 0,
                 "channels",
@@ -248,7 +247,7 @@ class SemanticEncoderConfig(Config):
 
     num_labels: int = 182
     channels: int = 3
-    num_halvings: int = 2
+    num_halvings: int = field(default=2, metadata={"least": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,16 +256,16 @@ class ConditionConfig(Config):
 
     kind: str
     unet: UNetConfig
-    rank: int = 16
+    rank: int = field(default=16, metadata={"least": 0})
     convolutions: bool = True  # differences to them too, not only to what is in transformers
-    extra_channels: int = 0
+    extra_channels: int = field(default=0, metadata={"least": 0})
     boxes: BertEncoderConfig | None = None
     classes: ClassEncoderConfig | None = None
     labels: SemanticEncoderConfig | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._need(self.kind in CONDITIONS, "kind", f"one of {CONDITIONS}")
-        self._need(self.rank >= 0, "rank", "0 (all weights) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +287,7 @@ class ScheduleConfig(Config):
     beta_end: float = 0.012
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._need(self.num_steps >= 2, "num_steps", "2 or more")
         self._need(self.kind in SCHEDULE_KINDS, "kind", f"one of {SCHEDULE_KINDS}")
         self._need(0 < self.beta_start < self.beta_end < 1, "beta_start", "0 < beta_start < beta_end < 1")
@@ -330,6 +330,7 @@ class ModelConfig(Config):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         f = self.autoencoder.downsampling
         self._need(self.picture_size % f == 0, "picture_size", f"a multiple of the autoencoder's factor {f}")
         if self.unet.context_dim != self.clip.text.width:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes, to_float
+from ldm_tutor.data.scenes.sampling import exchanged_twin, near_twin
 from ldm_tutor.data.scenes.words import parse
+from ldm_tutor.data.scenes.world import Scene
 from ldm_tutor.metrics import editing
 from ldm_tutor.metrics.fid import frechet_distance, judge_features
 from ldm_tutor.metrics.figures import Measured, mean
 from ldm_tutor.metrics.grounding import Tally, find_cases, look, untrained_like, word_fields
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
-from ldm_tutor.metrics.retrieval import distinct_batches, retrieval_top1
+from ldm_tutor.metrics.retrieval import distinct_batches, retrieval_top1, told_apart
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.pipeline import Pipeline
 from ldm_tutor.shapes import Pictures
@@ -106,12 +108,32 @@ def evaluate_autoencoder(pipeline: Pipeline, judge: Judge, *, num: int = 512, se
 
 
 def evaluate_clip(pipeline: Pipeline, *, num: int = 4096, seed: int = 0, batch_size: int = 64) -> Report:
-    """Measure retrieval top-1 both ways in batches of distinct sentences, from `num` held-out scenes."""
+    """Measure retrieval top-1 both ways in batches of distinct sentences, from `num` held-out scenes.
+
+    And in how many of them the picture is nearer to its own sentence than to that of its twin, which is false of it:
+    the same things otherwise arranged, or one thing exchanged, the latter for scenes with unseen pairs too.
+    """
     test = render_scenes(num, "test", seed, pipeline.config.picture_size)
     chosen = distinct_batches(test.captions, test.scenes, batch_size)
     tokens = pipeline.tokenizer([test.captions[i] for i in chosen])
     found = retrieval_top1(pipeline.clip, to_float(test.pictures[chosen]), tokens, batch_size)
+    unseen = render_scenes(num, "unseen", seed, pipeline.config.picture_size)
+    found |= {
+        "rearranged_twins": _twins_told_apart(pipeline, test, near_twin, "test", seed),
+        "exchanged_twins": _twins_told_apart(pipeline, test, exchanged_twin, "test", seed),
+        "exchanged_twins_of_unseen_pairs": _twins_told_apart(pipeline, unseen, exchanged_twin, "unseen", seed),
+    }
     return {name: value.to_dict() for name, value in found.items()}
+
+
+def _twins_told_apart(
+    pipeline: Pipeline, scenes: ScenePictures, twin_of: Callable[..., tuple[Scene, str]], split: str, seed: int
+) -> Measured:
+    wrong = [twin_of(index, split, seed)[1] for index in range(len(scenes))]
+    requests = [parse(told) for told in wrong]
+    chosen = [i for i, scene in enumerate(scenes.scenes) if not requests[i].is_met_by(scene.objects, scene.background)]
+    right, other = (pipeline.tokenizer([told[i] for i in chosen]) for told in (scenes.captions, wrong))
+    return told_apart(pipeline.clip, to_float(scenes.pictures[chosen]), right, other)
 
 
 def evaluate_judge(judge: Judge, *, num: int = 2000, seed: int = 0) -> Report:

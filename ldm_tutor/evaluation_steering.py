@@ -14,17 +14,23 @@ import torch
 from ldm_tutor.data.boxes import scene_boxes
 from ldm_tutor.data.degrade import degrade, enlarge, shrink
 from ldm_tutor.data.scenes.datasets import render_scenes, to_float
+from ldm_tutor.errors import ConfigError
 from ldm_tutor.evaluation import draw_many, reconstruct
 from ldm_tutor.metrics import steering as measure
 from ldm_tutor.metrics.figures import mean, share
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.reading import read_pictures
-from ldm_tutor.models.judge import Judge
+from ldm_tutor.models.judge import SIDE, Judge
 from ldm_tutor.shapes import Context, Latents, Pictures, Tensor
 from ldm_tutor.steering import Steered, repaint
 
 Report = dict[str, Any]
 BATCH = 64  # pictures drawn at once
+
+
+def _check_side(steered: Steered) -> None:
+    if (side := steered.pipeline.config.picture_size) != SIDE:
+        raise ConfigError("conditions are measured on scenes of their own size", given=side, expected=f"{SIDE} pixels")
 
 
 def evaluate_layout(
@@ -36,6 +42,7 @@ def evaluate_layout(
     judge on the true scenes and on decoded ones. `settings` go to `Steered.from_boxes`.
     """
     show = wrap or (lambda batches, **_: batches)
+    _check_side(steered)
     scenes = render_scenes(num, "test", seed)
     layouts = [scene_boxes(scene) for scene in scenes.scenes]
     pipeline = steered.pipeline
@@ -75,6 +82,7 @@ def evaluate_inpainting(
     to all ways of drawing.
     """
     show = wrap or (lambda batches, **_: batches)
+    _check_side(steered)
     scenes = render_scenes(num, "test", seed, with_masks=True)
     pictures = to_float(scenes.pictures)
     hidden = measure.hidden_objects(scenes, pictures, seed)
@@ -134,6 +142,7 @@ def evaluate_upscaling(
     pictures, uncorrected. `settings` go to `Steered.upscale`.
     """
     show = wrap or (lambda batches, **_: batches)
+    _check_side(steered)
     pictures = render_scenes(num, "test", seed).pictures
     true, factor = to_float(pictures), steered.pipeline.config.autoencoder.downsampling
     small = shrink(true, factor)

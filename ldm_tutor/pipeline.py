@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,11 +16,12 @@ from ldm_tutor.attention_maps.ignore import encode_weighted
 from ldm_tutor.attention_maps.inversion import INNER_STEPS, Inversion, StepwiseGuided, ddim_path, null_text
 from ldm_tutor.attention_maps.plan import Change, EditPlan
 from ldm_tutor.attention_maps.watch import watch
+from ldm_tutor.conditions.channels import check_pictures, clean_latents
 from ldm_tutor.config import FOREIGN_DRAWING, DrawingConfig, ModelConfig, ScheduleConfig
 from ldm_tutor.errors import ConfigError, PromptError, WeightsError
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.bert_encoder import BertEncoder
-from ldm_tutor.models.clip import Clip
+from ldm_tutor.models.clip import Clip, check_tokenizer
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.models.unet import UNet
@@ -43,7 +44,7 @@ class DrawingPipeline:
 
     Pictures are float32 (b, 3, H, W) in [-1, 1]. One seed gives one picture, alone or in any batch. U-Net and text
     encoder may be in half precision: the U-Net computes in the type of its context, and the latents stay in float32.
-    `drawing`: sampler and guidance of every drawing that names none.
+    `drawing`: sampler and guidance of `draw`, `steps` and edits that name none.
     """
 
     config: ModelConfig | PaperModel
@@ -71,6 +72,8 @@ class DrawingPipeline:
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> Context:
         """Return the context of each sentence, (b, tokens, width); an empty text gives the unconditional context."""
+        if isinstance(prompts, str):
+            raise PromptError("Pipeline.embed", given=prompts, expected='a list of sentences, e.g. ["a red cat"]')
         rows = [self.tokenizer.empty(1) if prompt == "" else self.tokenizer([prompt]) for prompt in prompts]
         return self.text_encoder(torch.cat(rows).to(self.device))
 
@@ -115,17 +118,20 @@ class DrawingPipeline:
         sampler: str | None = None,
         negative: Sequence[str] | None = None,
         eta: float = 0.0,
-        start: Latents | None = None,
+        start: Latents | SampleState | None = None,
         start_at: int = 0,
         edit: Callable[[SampleState], Latents] | None = None,
         context: Context | None = None,
     ) -> Iterator[SampleState]:
         """Yield the state after every step of `draw`: stop, look, and go on.
 
-        `start` and `start_at` begin from given latents at step `start_at` of the run (see `redraw`). `edit` may replace
-        the latents after each step; `context`: vectors for the sentences other than `embed` gives.
+        `start` and `start_at` begin from given latents at step `start_at` of the run (see `redraw`); a state of an
+        earlier run goes on from there. `edit` may replace the latents after each step; `context`: vectors for the
+        sentences other than `embed` gives.
         """
         self._check_batch(prompts, seeds, negative)
+        if start is None and start_at:
+            raise ConfigError("Pipeline.steps: start_at", given=start_at, expected="0, or `start` given too")
         context = self.embed(prompts) if context is None else context
         empty = self.embed(list(negative) if negative is not None else [""])
         guidance = self.drawing.guidance if guidance is None else guidance
@@ -159,16 +165,21 @@ class DrawingPipeline:
         guidance: float = 4.0,
         sampler: str = "dpm++",
     ) -> Pictures:
-        """Picture to picture: noise `pictures` by a share `strength` (0 keeps, 1 forgets) and draw from there."""
+        """Picture to picture: noise `pictures` by a share `strength` (0 keeps, 1 forgets) and draw from there.
+
+        `pictures`: (b, 3, H, W) in [-1, 1], one per seed or one for all; sides as the model's or other multiples.
+        """
         if not 0 <= strength <= 1:
             raise ConfigError("Pipeline.redraw: strength", given=strength, expected="0 (keep) to 1 (forget)")
+        self._check_batch(prompts, seeds, None)
+        check_pictures(pictures, "Pipeline.redraw: pictures", (1, len(seeds)))
+        grid = timestep_grid(self.schedule, num_steps)
         start_at = num_steps - round(strength * num_steps)
-        with torch.inference_mode():
-            latents = self.autoencoder.config.scale_factor * self.autoencoder.encode(pictures.to(self.device)).mode()
+        latents = clean_latents(self.autoencoder, pictures).expand(len(seeds), -1, -1, -1)
         if start_at == num_steps:
             return self.decode(latents)
-        t = timestep_grid(self.schedule, num_steps)[start_at]
-        noisy = self.schedule.add_noise(latents, self.noise(seeds), torch.full((len(pictures),), t))
+        noise = PictureNoise(seeds).initial(latents.shape[1:]).to(latents)
+        noisy = self.schedule.add_noise(latents, noise, torch.full((len(seeds),), grid[start_at]))
         states = self.steps(
             prompts, seeds, num_steps=num_steps, guidance=guidance, sampler=sampler, start=noisy, start_at=start_at
         )
@@ -178,6 +189,8 @@ class DrawingPipeline:
     def _check_batch(prompts: Sequence[str], seeds: Sequence[int], negative: Sequence[str] | None) -> None:
         if isinstance(prompts, str):
             raise PromptError("Pipeline: prompts", given=prompts, expected='a list of sentences, e.g. ["a red cat"]')
+        if isinstance(negative, str):
+            raise PromptError("Pipeline: negative", given=negative, expected="a list of texts, one per sentence")
         for prompt in prompts:
             if not isinstance(prompt, str) or not prompt.strip():
                 raise PromptError(
@@ -250,9 +263,11 @@ class Pipeline(DrawingPipeline):
     ) -> Iterator[SampleState]:
         """Yield the state after every step of an edit, one row per entry of `plan.prompts`.
 
-        `num_steps` is that of the plan. With an `inversion` (of one picture, and of so many steps) all rows start from
-        its noise and go by DDIM, with its empty contexts.
+        `num_steps` is that of the plan, ConfigError otherwise. With an `inversion` (of one picture, and of so many
+        steps) all rows start from its noise and go by DDIM, with its empty contexts.
         """
+        if num_steps != plan.num_steps:
+            raise ConfigError("edit_steps: num_steps", given=num_steps, expected=f"{plan.num_steps}, as the plan has")
         with torch.inference_mode():
             tokens = self.tokenizer(plan.prompts).to(self.device)
             context = encode_weighted(self.text_encoder, tokens, plan.spoken)
@@ -298,20 +313,29 @@ class Pipeline(DrawingPipeline):
         self._check_batch([sentence], [0], None)
         if self.precision != torch.float32:
             raise ConfigError("Pipeline.invert: too coarse to learn by", given=self.precision, expected="float32")
+        check_pictures(picture, "Pipeline.invert: picture", (1,))
+        latents = clean_latents(self.autoencoder, picture)
         with torch.no_grad():
-            latents = self.autoencoder.config.scale_factor * self.autoencoder.encode(picture.to(self.device)).mode()
             context = self.text_encoder(self.tokenizer([sentence]).to(self.device))
             empty = self.text_encoder(self.tokenizer.empty(1).to(self.device))
         path = ddim_path(self.unet, latents, context, self.schedule, num_steps)
-        return null_text(self.unet, path, context, empty, self.schedule, guidance, inner_steps=inner_steps)
+        found = null_text(self.unet, path, context, empty, self.schedule, guidance, inner_steps=inner_steps)
+        return replace(found, sentence=sentence)
 
-    def edit_picture(self, inversion: Inversion, changes: Sequence[Change], *, guidance: float = 4.0) -> Pictures:
+    def edit_picture(
+        self, inversion: Inversion, changes: Sequence[Change], *, guidance: float | None = None
+    ) -> Pictures:
         """Draw an inverted picture again, and its changes: (1 + number of changes, 3, H, W).
 
-        `guidance` as in the inversion; all changes have the inversion's sentence as their source, and one seed.
+        `guidance`: that of the inversion, unless another is given; with another the picture does not come back. All
+        changes have the inversion's sentence as their source, and one seed; ConfigError otherwise.
         """
         if len({(change.source, change.seed) for change in changes}) != 1:
             raise ConfigError("edit_picture: changes", given=len(changes), expected="some, with one source and seed")
+        if inversion.sentence not in (None, changes[0].source):
+            told = f"the inversion's sentence, {inversion.sentence!r}"
+            raise ConfigError("edit_picture: the changes' source", given=changes[0].source, expected=told)
+        guidance = inversion.guidance if guidance is None else guidance
         plan = EditPlan(self.tokenizer, changes, inversion.num_steps)
         states = self.edit_steps(plan, num_steps=inversion.num_steps, guidance=guidance, inversion=inversion)
         return self.decode(_last(states).latents)
@@ -370,16 +394,5 @@ def load_pipeline(folder: str | Path | None = None, device: str = "cpu") -> Pipe
         )
     except ConfigError as error:
         raise WeightsError(f"the parts in {root} do not fit together ({error})", fix="train them together") from error
-    if tokenizer.vocab_size > clip.config.text.vocab_size:
-        raise WeightsError(
-            f"the tokenizer in {root} has more tokens than the text encoder",
-            given=tokenizer.vocab_size,
-            expected=f"at most {clip.config.text.vocab_size}",
-        )
-    if tokenizer.end_id != clip.end_id:
-        raise WeightsError(
-            f"the tokenizer in {root} and its CLIP do not belong together",
-            given=tokenizer.end_id,
-            expected=f"the end token {clip.end_id}",
-        )
+    check_tokenizer(tokenizer, clip, str(root))
     return Pipeline(config, tokenizer, clip, unet, autoencoder, NoiseSchedule(schedule))

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ldm_tutor.conditions.channels import (
     HOLE_FORMS,
     Masks,
     check_masks,
+    check_pictures,
     clean_latents,
     inpainting_channels,
     mean_filled,
+    padded,
     shrink_masks,
     small_picture_channels,
 )
@@ -114,11 +115,11 @@ class Steered:
         """Draw pictures of four times the side, of which `small_pictures` (b, 3, h, w) are the shrunk form.
 
         Larger ones than the model was trained on are denoised in overlapping tiles. `consistent`: correct what the
-        model aims at after every step, and the result, until it is the small picture when shrunk; leave it out for
-        small pictures with noise or JPEG in them.
+        model aims at after every step (up to a side of 64 pixels), and the result, until it is the small picture when
+        shrunk; leave it out for small pictures with noise or JPEG in them.
         """
         side = self.pipeline.config.latent_shape[-1]
-        whole, (height, width) = _padded(small_pictures, side)
+        whole, (height, width) = padded(small_pictures, side, MOST_PIXELS)
         given, dropped = self.given_small(whole, prompts)
         denoiser: Guided = Conditioned(self.unet, given, dropped, guidance)
         if max(whole.shape[-2:]) > side:
@@ -172,6 +173,7 @@ class Steered:
     def given_hole(self, pictures: Pictures, masks: Masks, prompts: Sequence[str] | None = None) -> Given:
         """Return mask and masked picture beside the sentences; dropped: the empty sentence beside the same picture."""
         self._need("inpainting", "given_hole")
+        check_pictures(pictures, "inpaint: pictures")
         check_masks(pictures, masks, "inpaint: masks")
         self._check_sides(pictures)
         context, empty = self._sentences(prompts, len(pictures))
@@ -287,15 +289,20 @@ class Steered:
 
 
 def load_steered(
-    kind: str, folder: str | Path | None = None, device: str = "cpu", *, pipeline: Pipeline | None = None
+    kind: str, folder: str | Path | None = None, device: str | None = None, *, pipeline: Pipeline | None = None
 ) -> Steered:
     """Load the condition `kind` of CONDITIONS from `folder` (without one, the shipped conditions), and its pipeline.
 
-    `pipeline`: one that is already loaded, of the model that the condition was trained with (by default the shipped
-    one). Raises WeightsError where the two do not fit.
+    `pipeline`: one that is already loaded, in float32, of the model that the condition was trained with (by default the
+    shipped one). `device`: the pipeline's, and the CPU without one. Raises WeightsError where the two do not fit.
     """
     if kind not in CONDITIONS:
         raise ConfigError("load_steered", given=kind, expected=f"one of {CONDITIONS}")
+    if pipeline is not None and pipeline.precision != torch.float32:
+        raise ConfigError("load_steered: the pipeline's numbers", given=pipeline.precision, expected="float32")
+    if pipeline is not None and device is not None and torch.device(device).type != pipeline.device.type:
+        raise ConfigError("load_steered: device", given=device, expected=f"{pipeline.device}, as the pipeline has")
+    device = device or ("cpu" if pipeline is None else str(pipeline.device))
     path = resolve(folder, FOLDER) / f"{kind}.safetensors"
     condition = load_model(path, "condition", device=device)
     if condition.config.kind != kind:
@@ -330,6 +337,7 @@ def repaint(
     So the model never reads the picture as a picture, only as what noise left of it: the naive way, and the measure
     for `Steered.inpaint`. Same arguments, same promise outside the hole.
     """
+    check_pictures(pictures, "repaint: pictures")
     check_masks(pictures, masks, "repaint: masks")
     context, empty = _sentences(pipeline, prompts, len(pictures))
     keep, start = _keeper(pipeline, pictures, masks, seeds)
@@ -386,15 +394,3 @@ def _sentences(pipeline: Pipeline, prompts: Sequence[str] | None, num: int) -> t
     if prompts is None:
         return empty.expand(num, -1, -1), empty
     return pipeline.embed([prompt if prompt.strip() else "" for prompt in prompts]), empty
-
-
-def _padded(small: Pictures, least: int) -> tuple[Pictures, tuple[int, int]]:
-    """Return the pictures, grown at the lower right to sides of `least` or more, and their own height and width."""
-    if small.dim() != 4 or small.shape[1] != 3 or not small.numel():
-        raise ShapeError("upscale: the small pictures", given=tuple(small.shape), expected="(b, 3, h, w)")
-    height, width = small.shape[-2:]
-    if max(height, width) > MOST_PIXELS:
-        expected = f"sides of at most {MOST_PIXELS} pixels"
-        raise ShapeError("upscale: the small pictures", given=tuple(small.shape), expected=expected)
-    more = (0, max(0, least - width), 0, max(0, least - height))
-    return F.pad(small, more, mode="replicate"), (height, width)

@@ -40,7 +40,7 @@ def unsupported_numbers(notebook):
                 if not is_claim(match) or is_shown(match, shown):
                     continue
                 known = set(known_numbers(paragraph)) if known is None else known
-                if not is_shown(match, known):
+                if not is_shown(match, known, shares=False):
                     around = " ".join(plain[max(0, match.start() - 40) : match.end() + 20].split())
                     found.append(f"{cell.id}: {match[0]} in '{around}'")
     return found
@@ -55,12 +55,12 @@ def is_claim(match):
     return len(digits) >= 3 and not year
 
 
-def is_shown(match, values):
-    """Whether one of the values is the number, once it is rounded to as many digits; 0.93 supports 93%."""
+def is_shown(match, values, shares=True):
+    """Whether one of the values is the number, rounded to as many digits; with `shares` 0.93 supports 93%."""
     digits = match[1].replace(",", "")
     number, places = float(digits), len(digits.partition(".")[2])
     slack = 0.5 * 10**-places + 1e-9 if places or match[2] else 1e-9
-    factors = (1, 100) if match[2] else (1,)
+    factors = (1, 100) if match[2] and shares else (1,)
     return any(abs(factor * value - number) <= slack for value in values for factor in factors)
 
 

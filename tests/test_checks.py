@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +110,18 @@ def test_a_function_that_stops_is_told_why(address, pipe):
     assert verdict.state == LOOK_AGAIN and "KeyError" in verdict.message
     assert verdict == judge(address, broken, pipe)
     assert "TypeError" in judge(address, lambda: 1, pipe).message
+
+
+def test_what_pytorch_does_not_implement_is_told_and_an_exit_is_none():
+    def unimplemented(*arguments):
+        raise NotImplementedError('"softmax_lastdim_kernel_impl" not implemented for \'Long\'')
+
+    verdict = check.sampling.two_m(unimplemented)
+    assert verdict.state == LOOK_AGAIN and "not implemented for" in verdict.message
+    circle = []
+    circle.append(circle)
+    for answer in (lambda *arguments: sys.exit(3), circle):
+        assert check.sampling.two_m(answer).state == LOOK_AGAIN
 
 
 def test_lessons_ask_for_functions():
@@ -416,10 +430,27 @@ def test_a_file_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     assert record_pass("start_here.compression") is False
 
 
-def test_progress_can_be_switched_off_and_has_a_home(monkeypatch):
+def test_a_file_that_cannot_be_read_just_now_is_not_written_anew(monkeypatch):
+    assert record_pass("start_here.x")
+    kept, read = progress_path().read_bytes(), Path.read_text
+
+    def locked(path, *args, **kwargs):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "read_text", locked)
+    assert record_pass("start_here.y") is False and passed_exercises() == frozenset()
+    monkeypatch.setattr(Path, "read_text", read)
+    assert progress_path().read_bytes() == kept and passed_exercises() == {"start_here.x"}
+
+
+def test_progress_can_be_switched_off_and_has_a_home(monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, "off")
     assert progress_path() is None and record_pass("x") is False and passed_exercises() == frozenset()
     monkeypatch.delenv(VARIABLE)
-    for system in ("linux", "darwin", "win32"):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    homes = {"linux": "data", "darwin": "home/Library/Application Support", "win32": "local"}
+    for system, home in homes.items():
         monkeypatch.setattr("sys.platform", system)
-        assert progress_path().parts[-2:] == ("ldm_tutor", "progress.json")
+        assert progress_path() == tmp_path / home / "ldm_tutor" / "progress.json"

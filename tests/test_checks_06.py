@@ -178,7 +178,7 @@ def upside_down(h, h_before):
 TWO_M_SLIPS = {
     "both faults are still there": two_m(r=upside_down, grow=True),
     "yours is upside down": two_m(r=upside_down),
-    "expm1(-h), not expm1(h)": two_m(grow=True),
+    "-expm1(-h), not -expm1(h)": two_m(grow=True),
     "leans back": two_m(back=True),
     "at x0_hat alone": two_m(lean=0.0),
     "to the end of the step": two_m(lean=2.0),

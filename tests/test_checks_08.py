@@ -163,7 +163,7 @@ def interleaved(unet, latents, t, context, empty, scale):
 
 
 ONE_CALL_SLIPS = {
-    "two faults are left": guided(lambda u, c, s: c + s * (c - u), swap=True),
+    "neither of the two faults is mended yet": guided(lambda u, c, s: c + s * (c - u), swap=True),
     "the two chunks are swapped": guided(right_formula, swap=True),
     "one pull too many": guided(lambda u, c, s: c + s * (c - u)),
     "the pull alone": guided(lambda u, c, s: s * (c - u)),

@@ -181,7 +181,7 @@ def test_training_step_right(answer):
 @pytest.mark.parametrize(
     ("answer", "diagnosis"),
     [
-        (made(lambda m, s, n, a, root, rest: s * (a * m + (1 - a) * n)), "all three are still there"),
+        (made(lambda m, s, n, a, root, rest: s * (a * m + (1 - a) * n)), "x_t still has both of its faults"),
         (made(lambda m, s, n, a, root, rest: s * (root * m + rest * n)), "the noise smaller too"),
         (made(lambda m, s, n, a, root, rest: a * s * m + (1 - a) * n), "without the square roots"),
         (made(lambda m, s, n, a, root, rest: root * m + rest * n), "not scaled"),

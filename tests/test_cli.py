@@ -34,7 +34,7 @@ from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.sampling.loop import SAMPLERS
 from ldm_tutor.training import presets, recipe, speed
-from ldm_tutor.training.checkpoint import read_checkpoint
+from ldm_tutor.training.checkpoint import read_checkpoint, write_checkpoint
 from ldm_tutor.weights.files import load_model, read_header, save_model, write_sums
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -531,6 +531,19 @@ def test_a_stage_alone_takes_its_share(cli, monkeypatch):
     assert [budget.minutes for budget in budgets] == [90 * presets.SHARES["denoiser"], 0.5]
 
 
+def test_a_new_unet_for_scenes_is_trained_as_the_shipped_one_was(cli, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(recipe, "train_stage", lambda name, budget, given, **kwargs: asked.append(given) or [])
+    for words in ((), ("--batch", 8), ("--start-from", model), ("--data", model)):
+        assert cli("train", "denoiser", "--steps", 1, "--out", "run", *words).code == 0
+    assert cli("train", "clip", "--steps", 1, "--out", "run").code == 0
+    scenes_anew, smaller_batch, further, own, clip = asked
+    assert scenes_anew.model == scenes() and scenes_anew.batch_size == 64 and smaller_batch.batch_size == 8
+    assert scenes_anew.course.foreground_weight == smaller_batch.course.foreground_weight == 5
+    for given in (further, own, clip):
+        assert given.preset is None and given.batch_size == 32 and given.course.foreground_weight == 0
+
+
 def test_what_is_overwritten_goes_at_once(cli, tmp_path, monkeypatch):
     """Otherwise `all --overwrite`, Ctrl-C and --resume would take the old weights for finished stages."""
     (tmp_path / "run").mkdir()
@@ -541,6 +554,51 @@ def test_what_is_overwritten_goes_at_once(cli, tmp_path, monkeypatch):
     assert listing(tmp_path / "run") == ["notes.txt"]
 
 
+def test_what_was_to_be_overwritten_comes_back_where_nothing_new_was_made(cli, tmp_path, model):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("unet.safetensors", "denoiser.checkpoint", "autoencoder.safetensors"):
+        (run / name).write_bytes(b"old")
+    assert_refused(cli("train", "autoencoder", "--out", "run", "--overwrite", "--data", "typo"), 1, "no such folder")
+    assert_refused(cli("train", "denoiser", "--out", "run", "--overwrite", "--steps", 1), 1, "autoencoder.safetensors")
+    assert listing(run) == ["autoencoder.safetensors", "denoiser.checkpoint", "unet.safetensors"]
+    assert {path.read_bytes() for path in run.iterdir()} == {b"old"}
+    before = listing(model)
+    refused = cli("train", "denoiser", "--start-from", model, "--out", model, "--overwrite")
+    assert_refused(refused, 1, "--overwrite would delete the weights", "choose another --out")
+    assert listing(model) == before
+
+
+def test_a_run_that_went_on_from_weights_is_resumed_without_naming_them(cli, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(recipe, "train_stage", lambda name, budget, given, **kwargs: asked.append(given) or [])
+    settings = {"batch_size": 32}
+    (tmp_path / "run").mkdir()
+    for more in ({}, {"heaviest_position": 6.0}):
+        state = {"stage": "denoiser", "settings": settings | more}
+        write_checkpoint(tmp_path / "run" / "denoiser.checkpoint", state)
+        assert cli("train", "denoiser", "--steps", 2, "--out", "run", "--resume").code == 0
+    plain, things_first = asked
+    assert plain.preset is None and plain.batch_size == 32
+    assert things_first.course.foreground_weight == 5
+
+
+def test_what_is_not_there_is_not_resumed_and_idle_options_are_refused(cli, tmp_path):
+    assert_refused(cli("train", "all", "--out", "typo", "--resume"), 1, "nothing to resume", "without --resume")
+    assert_refused(cli("train", "clip", "--batch", 8), 2, "--batch", "is for the denoiser, not for clip")
+    assert_refused(cli("train", "denoiser", "--condition", "layout", "--lr-rule", "root"), 2, "a recipe of its own")
+    start = ("train", "denoiser", "--decoder-only", "--start-from", "x")
+    assert_refused(cli(*start), 2, "is for the autoencoder, not for denoiser")
+
+
+def test_a_picture_that_was_given_is_not_written_over(cli, tmp_path):
+    Image.new("RGB", (64, 64), "navy").save(tmp_path / "mine.png")
+    before = (tmp_path / "mine.png").read_bytes()
+    for words in (("a cat", "--from", "mine.png"), ("--upscale", "mine.png"), ("--inpaint", "mine.png", "mask.png")):
+        assert_refused(cli("draw", *words, "--out", "mine.png"), 2, "a picture that you gave")
+    assert (tmp_path / "mine.png").read_bytes() == before
+
+
 def test_a_full_disk_stops_training_with_a_message(cli, tmp_path, monkeypatch):
     def fill(state, file, *args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -549,7 +607,7 @@ def test_a_full_disk_stops_training_with_a_message(cli, tmp_path, monkeypatch):
     run.mkdir()
     (run / "judge.checkpoint").write_bytes(b"of before")
     monkeypatch.setattr(torch, "save", fill)
-    monkeypatch.setattr(train, "_check_earlier_runs", lambda *args: None)
+    monkeypatch.setattr(train, "_check_earlier_runs", lambda *args: [])
     done = cli(*TINY, "--steps", 1)
     assert_refused(done, 1, "judge.checkpoint", os.strerror(errno.ENOSPC), "previous checkpoint")
     assert (run / "judge.checkpoint").read_bytes() == b"of before"

@@ -53,6 +53,14 @@ def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     assert not cost.remember_speed(REFERENCE)
 
 
+def test_a_file_that_cannot_be_put_in_its_place_is_no_error(monkeypatch):
+    def refuse(*paths):
+        raise PermissionError("locked")
+
+    monkeypatch.setattr("os.replace", refuse)
+    assert not cost.remember_speed(REFERENCE)
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_seconds_must_be_seconds(cards, seconds):
     with pytest.raises(ConfigError, match="cost_card"):

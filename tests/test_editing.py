@@ -17,7 +17,7 @@ from ldm_tutor.attention_maps.align import (
 from ldm_tutor.attention_maps.blend import LocalBlend
 from ldm_tutor.attention_maps.edit import Reweight, TakeCross, TakeSelf, check_window, injection_table
 from ldm_tutor.attention_maps.ignore import encode_weighted
-from ldm_tutor.attention_maps.inversion import ddim_path
+from ldm_tutor.attention_maps.inversion import ddim_path, null_text
 from ldm_tutor.attention_maps.plan import REFINE, SWAP, WEIGH, Change, EditPlan, Injection, align
 from ldm_tutor.attention_maps.record import Recorder
 from ldm_tutor.attention_maps.watch import chain, watch
@@ -426,8 +426,37 @@ def test_null_text_comes_nearer_and_leaves_the_weights(pipe):
     assert all(weight.requires_grad and weight.grad is None for weight in pipe.unet.parameters())
     made = pipe.edit_picture(better, [Change(source=SOURCE, target=SWAPPED)], guidance=6.0)
     assert made.shape == (2, 3, 64, 64) and not torch.allclose(made[0], made[1], atol=1e-3)
+    assert torch.equal(made, pipe.edit_picture(better, [Change(source=SOURCE, target=SWAPPED)]))  # its own guidance
     with pytest.raises(ConfigError, match="one source"):
         pipe.edit_picture(better, [])
+    with pytest.raises(ConfigError, match=f"expected: the inversion's sentence, '{SOURCE}'"):
+        pipe.edit_picture(better, [Change(source=SWAPPED, target=SOURCE)])
+    with pytest.raises(ConfigError, match="pixel values"):
+        pipe.invert(picture * 255, SOURCE, num_steps=2)
+
+
+def test_null_text_of_many_steps_does_not_learn_backwards():
+    def smooth(latents, t, context):
+        return 0.5 * latents + context.mean(dim=(1, 2))[:, None, None, None]
+
+    class Smooth(torch.nn.Module):
+        def forward(self, latents, t, context):
+            return smooth(latents, t, context)
+
+    schedule, context, empty = NoiseSchedule(), torch.ones(1, 3, 4), torch.zeros(1, 3, 4)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    path = ddim_path(Smooth(), latents, context, schedule, 250)
+    plain = null_text(Smooth(), path, context, empty, schedule, 4.0, inner_steps=0)
+    found = null_text(Smooth(), path, context, empty, schedule, 4.0, inner_steps=3)
+    assert sum(found.misses[101:]) < 0.5 * sum(plain.misses[101:])
+
+
+def test_a_plan_is_for_its_own_number_of_steps(pipe):
+    plan = EditPlan(pipe.tokenizer, [Change(source=SOURCE, target=SWAPPED, seed=3)], 4)
+    with pytest.raises(ConfigError, match="num_steps; given: 5; expected: 4"):
+        next(pipe.edit_steps(plan, num_steps=5))
+    first, again = (list(pipe.edit_steps(plan, num_steps=4))[-1].latents for _ in range(2))
+    assert torch.equal(first, again)  # the maps of the first run are not added to the second's
 
 
 # --- full size

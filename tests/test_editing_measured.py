@@ -58,7 +58,8 @@ def test_refinements_add_one_attribute():
         change = each.changes["edit"]
         assert len(split_words(change.target)) > len(split_words(change.source))
         before, after = parse(change.source), parse(change.target)
-        assert after == each.asked and before != after and not before.asks_for(each.group) or len(before.objects) > 1
+        assert after == each.asked and before != after
+        assert not before.asks_for(each.group) or len(before.objects) > 1
         seen.add(each.group)
     assert seen == {"color", "size", "place", "background"}
 
@@ -104,6 +105,8 @@ def test_the_margin_is_the_logit_less_the_best_other(judge):
     for row, color, margin in zip(logits, ("red", "blue"), made, strict=True):
         others = [float(row[k]) for k in range(len(COLORS)) if COLORS[k] != color]
         assert margin == pytest.approx(float(row[COLORS.index(color)]) - max(others), abs=1e-4)
+    larger = pictures.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert color_margin(judge, larger, [(0.51, 0.26)] * 2, ["red", "blue"]) == pytest.approx(made, abs=1e-4)
 
 
 def test_a_swap_is_scored_by_what_is_read(monkeypatch, judge):

@@ -35,6 +35,7 @@ BANDS = {
     "00_start_here": Bands(
         words=(1800, 4000), code_lines=(120, 350), figures=8, reason="it uses the model and builds no network yet"
     ),
+    "02_sharp_reconstructions": Bands(code_lines=(200, 380), reason="five losses, a critic, and the step of both"),
     "03_clip": Bands(code_lines=(200, 380), reason="a tokenizer, two towers and a training are one story"),
     "09_prompt_editing": Bands(code_lines=(200, 380), reason="six edits, each with its pictures, and a real picture"),
     "05_unet_denoiser": Bands(code_lines=(200, 420), reason="a U-Net, its training and what it does are one story"),

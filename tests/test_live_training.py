@@ -78,7 +78,7 @@ def test_following_a_training_returns_its_losses_and_shows_one_figure(shown, mon
     assert shown == [
         "[live curve] While this cell runs, its curve is drawn here.",
         "A falling curve.",
-        "ends inside the band of 2 earlier runs, or below: True",
+        "ends in the band of 2 earlier runs, below, or a tenth above: True",
     ]
 
 

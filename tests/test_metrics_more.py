@@ -15,6 +15,7 @@ from ldm_tutor.metrics.fid import frechet_distance
 from ldm_tutor.metrics.inception import inception_features
 from ldm_tutor.metrics.inception_score import inception_score, judge_probabilities
 from ldm_tutor.metrics.precision_recall import inside, precision_recall
+from ldm_tutor.metrics.steering import distances
 from ldm_tutor.models.judge import Judge
 
 
@@ -126,6 +127,9 @@ def test_the_judges_probabilities_are_those_of_its_surest_place():
         maps = judge(pictures[3:4])
     j, i = divmod(int(maps.heat[0].argmax()), maps.heat.shape[-1])
     assert torch.allclose(found[3].float(), maps.kind[0, :, j, i].softmax(dim=0), atol=1e-5)
+    larger = pictures.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert torch.allclose(judge_probabilities(judge, larger), found, atol=1e-5)  # seen at the size that it knows
+    assert float(distances(judge, larger, pictures).max()) < 1e-5
 
 
 # ---------------------------------------------------------------- precision and recall

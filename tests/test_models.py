@@ -6,9 +6,12 @@ import torch
 from ldm_tutor.config import (
     AutoencoderConfig,
     ClipConfig,
+    ConditionConfig,
     DiscriminatorConfig,
+    ImageEncoderConfig,
     JudgeConfig,
     ModelConfig,
+    TextEncoderConfig,
     UNetConfig,
     preset,
     scenes,
@@ -18,6 +21,7 @@ from ldm_tutor.errors import ConfigError, ShapeError
 from ldm_tutor.models.autoencoder import Autoencoder, DiagonalGaussian
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.discriminator import PatchDiscriminator
+from ldm_tutor.models.dit import DiTConfig
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.text_encoder import TextEncoder, pick_end
 from ldm_tutor.models.unet import UNet
@@ -215,3 +219,27 @@ def test_the_scenes_model_is_as_small_as_promised():
         counts = [num_parameters(UNet(config.unet)), num_parameters(Autoencoder(config.autoencoder))]
     assert counts == [10_860_676, 681_911]
     assert config.latent_shape == (4, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "name"),
+    [
+        (UNetConfig, {"num_heads": 0}, "UNetConfig.num_heads; given: 0; expected: 1 or more"),
+        (UNetConfig, {"norm_groups": 0}, "norm_groups"),
+        (UNetConfig, {"head_channels": 0}, "head_channels"),
+        (UNetConfig, {"channels": -320, "num_heads": -8}, "channels; given: -320"),
+        (TextEncoderConfig, {"num_heads": 0}, "num_heads"),
+        (ImageEncoderConfig, {"patch_size": 0}, "patch_size"),
+        (DiTConfig, {"depth": 0}, "depth"),
+        (ConditionConfig, {"kind": "class", "unet": UNetConfig(), "rank": -1}, "rank; given: -1; expected: 0 or more"),
+    ],
+)
+def test_sizes_that_cannot_be_are_named(kind, sizes, name):
+    with pytest.raises(ConfigError, match=name):
+        kind(**sizes)
+
+
+def test_lists_become_tuples():
+    made = UNetConfig(channel_mult=[1, 2], attention_levels=[0])
+    assert made == UNetConfig(channel_mult=(1, 2), attention_levels=(0,)) and hash(made)
+    assert UNetConfig.from_dict(made.to_dict()) == made

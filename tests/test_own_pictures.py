@@ -175,6 +175,13 @@ def test_a_batch_of_clip_has_each_caption_once():
 # ---------------------------------------------------------------- nearest pictures, cards
 
 
+def test_one_caption_for_all_teaches_clip_nothing():
+    tokenizer = small_tokenizer(["cats"], 32)
+    same = CaptionedPictures(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), ["cats"] * 4, list("abcd"))
+    with pytest.raises(ConfigError, match="all say 'cats'.; expected: two different captions"):
+        ClipStage(CONFIG.clip, same, None, tokenizer, device=torch.device("cpu"), dtype=torch.float32)
+
+
 def test_nearest_finds_the_picture_and_the_distance():
     train = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     index, distance = nearest(train[[3, 1]] + 0.1, train)
@@ -227,6 +234,7 @@ def test_the_command_refuses_a_folder_that_is_not_there(tmp_path):
 
 
 def test_captions_in_a_table_with_one_long_word(tmp_path):
-    picture().save(tmp_path / "a.png")
-    table(tmp_path, {"file_name": "a.png", "text": "z" * 500})
+    for name in ("a.png", "b.png"):
+        picture().save(tmp_path / name)
+    table(tmp_path, {"file_name": "a.png", "text": "z" * 500}, {"file_name": "b.png", "text": "a cat"})
     train_stage("clip", ONE, options(tmp_path / "out", tmp_path))

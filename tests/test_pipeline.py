@@ -8,7 +8,7 @@ import torch
 
 from ldm_tutor.attention_maps.plan import Change
 from ldm_tutor.config import FOREIGN_DRAWING, DrawingConfig
-from ldm_tutor.errors import ConfigError, PromptError, WeightsError
+from ldm_tutor.errors import ConfigError, PromptError, ShapeError, WeightsError
 from ldm_tutor.evaluation import evaluate_autoencoder, evaluate_clip, evaluate_judge, evaluate_pictures, load_judge
 from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.weights.files import load_model, save_model
@@ -84,6 +84,37 @@ def test_redraw_keeps_at_strength_zero_and_forgets_at_one(pipe):
         pipe.redraw(picture, [SENTENCE], [1], strength=1.5)
 
 
+def test_redraw_takes_other_sides_and_one_picture_for_all_seeds(pipe):
+    wide = torch.rand(1, 3, 64, 128) * 2 - 1
+    made = pipe.redraw(wide, [SENTENCE] * 2, [1, 2], strength=0.5, num_steps=4)
+    assert made.shape == (2, 3, 64, 128) and not torch.equal(made[0], made[1])
+
+
+@pytest.mark.parametrize(
+    ("picture", "seeds", "more", "problem"),
+    [
+        (torch.zeros(1, 3, 64, 64), [], {"strength": 0}, "at least one"),
+        (torch.zeros(1, 3, 64, 64), [1], {"strength": 0, "num_steps": 0}, "num_steps"),
+        (torch.zeros(3, 3, 64, 64), [1, 2], {}, "how many; given: 3; expected: 1 or 2"),
+        (torch.full((1, 3, 64, 64), 255.0), [1], {}, "pixel values; given: 255"),
+        (torch.full((1, 3, 64, 64), float("nan")), [1], {}, "pixel values; given: nan"),
+        (torch.zeros(3, 64, 64), [1], {}, "expected: .b, 3, H, W."),
+    ],
+)
+def test_redraw_says_what_cannot_be(pipe, picture, seeds, more, problem):
+    with pytest.raises((ConfigError, ShapeError), match=problem):
+        pipe.redraw(picture, [SENTENCE] * len(seeds), seeds, **more)
+
+
+def test_one_text_is_no_list_of_letters(pipe):
+    with pytest.raises(PromptError, match="a list of sentences"):
+        pipe.embed("cat")
+    with pytest.raises(PromptError, match="negative"):
+        pipe.draw([SENTENCE], [1], negative="x")
+    with pytest.raises(ConfigError, match="start_at; given: 2"):
+        next(pipe.steps([SENTENCE], [1], start_at=2))
+
+
 @pytest.mark.parametrize("prompts", [[""], ["   "], [None], []])
 def test_an_empty_request_is_refused(pipe, prompts):
     with pytest.raises((PromptError, ConfigError)):
@@ -142,4 +173,7 @@ def test_the_other_reports(pipe, tiny_folder):
     clip = evaluate_clip(pipe, num=200)
     assert clip["picture_to_text"]["num"] % 64 == 0
     assert clip["picture_to_text"]["value"] < 0.5  # random weights cannot tell
+    for name in ("rearranged_twins", "exchanged_twins", "exchanged_twins_of_unseen_pairs"):
+        low, high = clip[name]["interval"]
+        assert low < 0.5 < high and clip[name]["num"] > 150  # nor these
     assert set(evaluate_judge(judge, num=8)) == {"test", "unseen", "three"}

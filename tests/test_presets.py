@@ -231,7 +231,7 @@ def test_the_small_size_draws_on_the_course_s_latents_with_less_work():
 def test_wrong_names_are_told_the_nearest():
     with pytest.raises(ConfigError, match=r"given: 'midle'.*'middle'.*'sd_v1'.*did you mean middle"):
         find_preset("midle")
-    with pytest.raises(ConfigError, match=r"one of \['small', 'middle'"):
+    with pytest.raises(ConfigError, match=r"one of \['scenes', 'small', 'middle'"):
         find_preset("dall-e")
 
 

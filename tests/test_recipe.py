@@ -7,7 +7,7 @@ import torch
 from tiny import CONFIG
 
 from ldm_tutor.data.scenes.draw import draw_masks
-from ldm_tutor.data.scenes.sampling import sample_scene
+from ldm_tutor.data.scenes.sampling import caption_for, exchanged_twin, near_twin, sample_scene
 from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.pipeline import load_pipeline
@@ -74,7 +74,7 @@ def test_every_stage_goes_on_from_given_weights(trained, tmp_path, name):
 
 def test_decoder_only_keeps_the_latents(trained, tmp_path):
     folder = copy_of(trained, tmp_path / "decoder", "perceptual")
-    train_stage("autoencoder", ONE, options(folder, start_from=trained, decoder_only=True))
+    train_stage("autoencoder", ONE, options(folder, start_from=trained, decoder_only=True, seed=1))  # other scenes
     different = changed(weights(trained, "autoencoder"), weights(folder, "autoencoder"))
     assert different
     assert not any(name.startswith(("encoder", "quant_conv")) for name in different)
@@ -111,6 +111,18 @@ def test_latents_are_encoded_once(trained, tmp_path, monkeypatch):
     drawn.clear()
     train_stage("denoiser", ONE, options(folder))
     assert drawn  # another encoder has other latents
+
+
+def test_clip_learns_from_twins_of_both_kinds_and_words_from_the_first_sentences(trained, tmp_path, monkeypatch):
+    learned = []
+    train = Tokenizer.train
+    monkeypatch.setattr(recipe, "TOLD", 20)
+    monkeypatch.setattr(recipe.Tokenizer, "train", lambda told, **sizes: learned.append(told) or train(told, **sizes))
+    stage = recipe._build("clip", options(copy_of(trained, tmp_path / "told", "perceptual")))
+    assert learned == [[caption_for(index) for index in range(20)]]
+    (_, own), (_, twins) = stage.halves
+    told = [near_twin(0)[1], exchanged_twin(1)[1], near_twin(2)[1], exchanged_twin(3)[1]]
+    assert torch.equal(twins[:4], stage.tokenizer(told)) and len(own) == len(twins) == 64
 
 
 def weighing(folder, weight, until=1.0):

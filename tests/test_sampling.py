@@ -257,6 +257,18 @@ def test_final_alpha():
     assert worst(dpmpp_2m_step(x, eps, 1, None, SCHEDULE).x_prev, to_one.x0_hat) == 0
 
 
+def test_a_seed_is_a_picture_whatever_pytorch_draws_by_default():
+    wanted = PictureNoise([1, 2]).initial(SHAPE)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = PictureNoise([1, 2]).initial(SHAPE)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        elsewhere = PictureNoise([1, 2]).initial(SHAPE)
+    assert found.dtype == torch.float32 and torch.equal(found, wanted) and torch.equal(elsewhere, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_types_stay(dtype):
     noise = PictureNoise([1, 2])

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from ldm_tutor.data.scenes.datasets import Scenes, SceneStream, render_scenes
 from ldm_tutor.data.scenes.draw import draw, draw_masks
 from ldm_tutor.data.scenes.requests import GROUPS
-from ldm_tutor.data.scenes.sampling import MIN_VISIBLE, SPLITS, caption_for, near_twin, sample_scene
+from ldm_tutor.data.scenes.sampling import MIN_VISIBLE, SPLITS, caption_for, exchanged_twin, near_twin, sample_scene
 from ldm_tutor.data.scenes.words import (
     ObjectRequest,
     Request,
@@ -352,3 +353,24 @@ def test_a_near_twin_shows_the_same_things_otherwise_arranged() -> None:
         assert parse(caption).is_met_by(twin.objects, twin.background)
         told_apart += not parse(caption).is_met_by(scene.objects, scene.background)
     assert told_apart > 250
+
+
+def test_an_exchanged_twin_has_one_other_kind_or_colour_and_its_sentence_says_so() -> None:
+    changes = Counter()
+    for index in range(300):
+        scene, (twin, caption) = sample_scene(index), exchanged_twin(index)
+        assert exchanged_twin(index) == (twin, caption)
+        assert (twin.background, twin.seed) == (scene.background, scene.seed)
+        (old, new) = next(pair for pair in zip(scene.objects, twin.objects, strict=True) if pair[0] != pair[1])
+        assert sum(a != b for a, b in zip(scene.objects, twin.objects, strict=True)) == 1
+        assert (new.size, new.scale, new.place, new.flip) == (old.size, old.scale, old.place, old.flip)
+        changes[(new.kind != old.kind, new.color != old.color)] += 1
+        assert not HELD_OUT & {(each.kind, each.color) for each in twin.objects}
+        assert parse(caption).is_met_by(twin.objects, twin.background)
+        assert not parse(caption).is_met_by(scene.objects, scene.background)
+    assert set(changes) == {(True, False), (False, True)} and min(changes.values()) > 100
+    alone = [i for i in range(300) if len(sample_scene(i).objects) == 1]
+    for index in alone:
+        own, of_twin = ([w for w in words.split() if w not in ("a", "an")]
+                        for words in (caption_for(index), exchanged_twin(index)[1]))  # fmt: skip
+        assert sum(a != b for a, b in zip(own, of_twin, strict=True)) == 1

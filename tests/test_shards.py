@@ -173,6 +173,12 @@ BAD = {
     "008.txt": b"  \n",
     "009.png": png(),
     "009.json": b"[1, 2]",
+    "010.png": png(),
+    "010.json": b'"a picture with text"',
+    "011.png": png(),
+    "011.json": b"7",
+    "012.png": png(),
+    "012.json": b'["caption"]',
 }
 
 
@@ -182,8 +188,8 @@ def test_bad_samples_are_reported_by_name_and_the_rest_is_used(tmp_path):
     assert captions == ["a red square", "a green one", "ein gr\u00fcner K\u00e4fer \u732b"]
     assert pictures.shape == (3, 3, 16, 16) and pictures[1, 1].float().mean() > 190
     told = "\n".join(report.troubles)
-    assert len(report.troubles) == 7
-    for key in ("001", "002", "003", "004", "006", "008", "009"):
+    assert len(report.troubles) == 10
+    for key in ("001", "002", "003", "004", "006", "008", "009", "010", "011", "012"):
         assert f"bad.tar: {key}" in told
 
 

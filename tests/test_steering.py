@@ -1,5 +1,6 @@
 """Steered drawing: every condition from one model, what it promises, and what it refuses; training and measuring it."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -159,10 +160,20 @@ def test_bad_holes_are_refused(steered, pipe, pictures, masks):
             way(pictures, masks[:1], [0, 1])
         with pytest.raises(ConfigError, match="0 .picture. and 1 .hole. only"):
             way(pictures, masks * 0.5, [0, 1])
+        with pytest.raises(ConfigError, match="pixel values; given: 255"):
+            way(255 * pictures.abs().ceil(), masks, [0, 1])
+        with pytest.raises(ShapeError, match="b, 3, H, W"):
+            way(pictures[:, :1], masks, [0, 1])
     with pytest.raises(ShapeError, match="multiples of"):
         steered["inpainting"].inpaint(torch.zeros(1, 3, 60, 63), torch.ones(1, 1, 60, 63), [0])
     with pytest.raises(ConfigError, match="one seed per picture"):
         steered["inpainting"].inpaint(pictures, masks, [0])
+
+
+def test_a_mask_of_bools_is_a_mask(steered, pictures, masks):
+    given = {"num_steps": 2}
+    of_bools = steered["inpainting"].inpaint(pictures, masks.bool(), [0, 1], **given)
+    assert torch.equal(of_bools, steered["inpainting"].inpaint(pictures, masks, [0, 1], **given))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 16), (20, 37), (5, 9), (1, 1), (16, 64)])
@@ -245,6 +256,10 @@ def test_a_condition_is_loaded_with_its_own_unet_and_no_other(tmp_path, pipe):
     assert load_steered("class", tmp_path, pipeline=pipe).config == config
     with pytest.raises(WeightsError, match="another U-Net"):
         load_steered("class", tmp_path, pipeline=make_pipeline(seed=1))
+    with pytest.raises(ConfigError, match="bfloat16; expected: float32"):
+        load_steered("class", tmp_path, pipeline=dataclasses.replace(pipe, unet=copy.deepcopy(pipe.unet).bfloat16()))
+    with pytest.raises(ConfigError, match="given: 'meta'; expected: cpu"):
+        load_steered("class", tmp_path, "meta", pipeline=pipe)
     with pytest.raises(WeightsError, match="no such file"):
         load_steered("layout", tmp_path, pipeline=pipe)
     path.rename(tmp_path / "layout.safetensors")

@@ -156,7 +156,8 @@ def test_draw_and_export_open_it(cli, published, tmp_path):  # noqa: F811
     drawn = np.asarray(Image.open(tmp_path / "picture.png"), int)[:64, :64]
     wanted = open_pipeline(published).draw(["a red cats"], [4], num_steps=3, sampler="ddim")[0].permute(1, 2, 0)
     assert np.abs(drawn - ((wanted + 1) * 127.5).round().numpy()).max() <= 1 and drawn.std() > 5
-    done = cli("draw", "a cat", "--from", "picture.png", "--steps", 2, "--num", 1, "--weights", published)
+    again = ("--steps", 2, "--num", 1, "--weights", published, "--out", "again.png")
+    done = cli("draw", "a cat", "--from", "picture.png", *again)
     assert done[0] == 0, done
     assert_refused(cli("draw", "--boxes", "cat 0 0 1 1", "--weights", published), "--boxes", "the course's own model")
     assert cli("export", "--weights", published, "--out", "again")[0] == 0

@@ -30,7 +30,7 @@ from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.training import loop
 from ldm_tutor.training.checkpoint import read_checkpoint, write_checkpoint
 from ldm_tutor.training.learner import Learner, pick_device, pick_dtype
-from ldm_tutor.training.loop import Budget, deferred_interrupt, run_stage, step_generator, train
+from ldm_tutor.training.loop import Budget, Pace, deferred_interrupt, run_stage, step_generator, train
 from ldm_tutor.training.stages.autoencoder import AutoencoderRecipe, AutoencoderStage
 from ldm_tutor.training.stages.clip import ClipStage
 from ldm_tutor.training.stages.denoiser import DenoiserStage
@@ -256,6 +256,18 @@ def test_the_log_of_a_resumed_run_is_the_same(tmp_path, log_every):
         run_stage(Line(press_ctrl_c(3)), Budget(steps=8), tmp_path / "b", **settings)
     run_stage(Line(), Budget(steps=8), tmp_path / "b", resume=True, **settings)
     assert read_log(tmp_path / "b") == read_log(tmp_path / "a")
+
+
+def test_a_training_that_is_held_up_says_so_once(caplog):
+    pace, clock = Pace(), 0.0
+    for took in (9, 4, 5, 13, 4, 11, 4, 4):  # a slow first stretch, and hiccups
+        pace.note(clock := clock + took, "line")
+    assert not caplog.records
+    for took in (13, 14, 15, 16):
+        pace.note(clock := clock + took, "line")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "line has become 4 times slower" in record.getMessage()
+    assert "--resume --threads 1" in record.getMessage()
 
 
 def test_the_log_of_a_killed_run_has_each_step_once(tmp_path):

@@ -99,6 +99,30 @@ def test_what_was_drawn_is_remembered_within_bounds(studio):
     assert studio.draw_now() and len(studio.drawn) == NUM_KEPT
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_an_edit_that_ends_half_way_leaves_what_was_there(studio, monkeypatch, error):
+    assert studio.draw_now()
+    before, steps = (studio.picture.value, studio.caption.value, list(studio.names.alts)), type(studio.pipe).edit_steps
+
+    def failing(self, *args, **kwargs):
+        for state in steps(self, *args, **kwargs):
+            yield state
+            if state.step == 1:
+                raise error
+
+    monkeypatch.setattr(type(studio.pipe), "edit_steps", failing)
+    studio.seed.value = 99
+    assert not studio.draw_now() and not studio.draw.disabled
+    assert ("out of memory" if str(error) else "Stopped") in studio.status.value
+    assert (studio.picture.value, studio.caption.value, studio.names.alts) == before
+
+
+def test_a_text_that_is_too_long_gets_no_sliders(studio):
+    studio.target.value = " ".join(f"word{k}" for k in range(300))
+    assert studio.weights.children == ()
+    assert not studio.draw_now()
+
+
 def test_the_words_of_the_target_are_sliders(studio):
     assert [each.description for each in studio.weights.children] == ["a", "red", "dog", "at", "night"]
     studio.weights.children[1].value = 2.0
@@ -107,7 +131,7 @@ def test_the_words_of_the_target_are_sliders(studio):
     assert [(each.description, each.value) for each in studio.weights.children] == [
         ("a", 1.0), ("small", 1.0), ("red", 2.0), ("dog", 1.0),
     ]  # fmt: skip
-    assert old.comm is None or old not in studio.weights.children
+    assert old.comm is None
     assert studio.draw_now()
 
 
@@ -127,7 +151,7 @@ def test_bad_sentences_are_said_kindly(studio, source, target, words):
     before = bytes(studio.picture.value)
     studio.source.value, studio.target.value = source, target
     assert not studio.draw_now() and not studio.draw.disabled
-    assert words in studio.status.value or "Something went wrong" in studio.status.value
+    assert words in studio.status.value
     assert 'role="alert"' in studio.status.value and "<b>cat" not in studio.status.value
     assert bytes(studio.picture.value) == before
 

@@ -211,6 +211,79 @@ def test_live_shows_errors_and_keeps_the_picture():
     assert figure.problem.value == ""
 
 
+def test_a_caption_that_fails_keeps_picture_and_text_together():
+    slider = make_control("level", (0, 255, 10))
+
+    def caption(level):
+        if level > 99:
+            raise KeyError("no word for it")
+        return f"level {level}"
+
+    def draw(level):
+        plt.figure()
+        return plt.gcf()
+
+    figure = LiveFigure(draw, "a square", caption, {"level": slider})
+    before, text, open_before = figure.picture.value, figure.caption.value, plt.get_fignums()
+    slider.value = 200
+    assert "KeyError" in figure.problem.value and plt.get_fignums() == open_before
+    assert (figure.picture.value, figure.caption.value, figure.names.alts) == (before, text, ["level 10"])
+
+
+@pytest.mark.parametrize(
+    ("picture", "problem"),
+    [
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "to_float turns bytes"),
+        (torch.full((3, 8, 8), float("nan")), "NaN among the values"),
+        (torch.zeros(2, 3, 8, 8), "expected: one; picture_grid shows several"),
+        (torch.zeros(0, 3, 8, 8), "expected: one"),
+    ],
+)
+def test_what_is_no_picture_is_refused(picture, problem):
+    with pytest.raises((ConfigError, ShapeError), match=problem):
+        figures.png_bytes(picture)
+
+
+def test_bars_show_what_lies_below_zero():
+    figure = figures.bars(["up", "down"], [2.0, -3.0])
+    low, high = figure.axes[0].get_xlim()
+    assert low <= -3 and high > 2
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("rows", "titles"),
+    [({}, None), ({"a": torch.zeros(2, 3, 8, 8), "b": torch.zeros(3, 3, 8, 8)}, None),
+     ({"a": torch.zeros(2, 3, 8, 8)}, ["one"])],
+)  # fmt: skip
+def test_rows_must_have_one_length(rows, titles):
+    with pytest.raises(ConfigError, match="picture_rows"):
+        figures.picture_rows(rows, titles)
+
+
+def test_frames_take_a_tensor_of_pictures(shown):
+    frames(torch.zeros(3, 3, 8, 8), "three black squares")
+    assert len(shown) == 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_a_drawing_that_ends_half_way_leaves_what_was_there(studio, monkeypatch, error):
+    assert studio.draw_now()
+    before, steps = (studio.picture.value, studio.caption.value, list(studio.names.alts)), type(studio.pipe).steps
+
+    def failing(self, *args, **kwargs):
+        for state in steps(self, *args, **kwargs):
+            yield state
+            if state.step == 2:
+                raise error
+
+    monkeypatch.setattr(type(studio.pipe), "steps", failing)
+    studio.seed.value = 99
+    assert not studio.draw_now() and not studio.draw.disabled
+    assert ("out of memory" if str(error) else "Stopped") in studio.status.value
+    assert (studio.picture.value, studio.caption.value, studio.names.alts) == before
+
+
 def test_controls():
     assert isinstance(make_control("num_steps", (1, 50, 20)), ipywidgets.IntSlider)
     assert make_control("num_steps", (1, 50, 20)).description == "num steps"

@@ -176,7 +176,7 @@ library = render_scenes(2000, "train", seed=5)
 
 
 def look_up(sentence: str) -> int:
-    """Return the number of the library's picture whose sentence shares most words with yours."""
+    """Return the number of the library's picture whose sentence has the largest share of words in common with yours."""
     wanted = set(sentence.split())
     shared = [len(wanted & set(told.split())) / len(wanted | set(told.split())) for told in library.captions]
     return shared.index(max(shared))
@@ -248,7 +248,7 @@ show(
 tokens = pipe.tokenizer([SENTENCE])
 print("shape of the tokens:", tuple(tokens.shape))
 for piece, word_index in pipe.tokenizer.pieces("a red bicycle and a zebra"):
-    print(f"word {word_index}: piece {piece!r}")
+    print(f"word {word_index}: piece {piece!r}, number {pipe.tokenizer.vocab[piece]}")
 
 # %% [markdown]
 # *Zebra* is not in the vocabulary, so it is spelled in pieces, and the model has to guess. It will draw something.
@@ -300,7 +300,8 @@ print("all eight equal:", bool(off_diagonal.min() > 0.999))
 # The second network has a single skill. Shown an array in which some picture is buried under noise, told how strong
 # the noise is, and given the sentence, it says: *this part of it is noise*. Drawing is using this skill again and
 # again. Start from pure noise; ask what is noise; take some of it away; ask again. How strong the noise is, is counted
-# in *time steps* from 999 (nothing but noise) down to 0 (hardly any). Twenty questions visit twenty of them:
+# in *time steps* from 999 (hardly anything but noise) down to 0 (hardly any noise). Twenty questions visit twenty of
+# them, from 951 on: pure noise is handed in as if it were the noise of that step, which it nearly is (lesson 06).
 
 # %%
 states = list(pipe.steps([SENTENCE], seeds=[7], num_steps=20))
@@ -332,7 +333,7 @@ show(
 # shapes, details last. Coarse before fine: nobody told the model to work in this order. It follows from the noise,
 # which hides fine detail first and gives it back last (lesson 04).
 #
-# How far do the guesses move? Print the change between one guess and the next:
+# How far do the guesses move? Plot the change between one guess and the next (root mean square over the latents):
 
 # %%
 moves = [float((b.x0_hat - a.x0_hat).square().mean().sqrt()) for a, b in zip(states, states[1:], strict=False)]
@@ -375,18 +376,18 @@ with torch.inference_mode():
 pairs = torch.cat([real[:6], back[:6]])
 show(
     picture_grid(pairs, titles=["real"] * 6 + ["folded and back"] * 6, scale=2),
-    alt="Six held-out scenes above, and the same scenes after encoding and decoding below: nearly the same.",
+    alt="Six test scenes above, and the same scenes after encoding and decoding below: nearly the same.",
 )
 quality = float(psnr(back, real).mean())
 print("mean PSNR above 26 dB:", quality > 26)
 
 # %% tags=["nbval-ignore-output"]
-print(f"mean PSNR of 64 held-out scenes: {quality:.1f} dB")
+print(f"mean PSNR of 64 test scenes: {quality:.1f} dB")
 
 # %% [markdown]
 # > **In the paper.** This is the idea that gives *latent* diffusion its name. Diffusion on pixels spends most of its
-# > effort on detail that no eye misses. Rombach et al. let an autoencoder deal with that once, and let diffusion work
-# > on what is left: the meaning. Their Stable Diffusion folds 512 x 512 x 3 numbers into 64 x 64 x 4.
+# > effort on fine detail that the eye hardly notices. Rombach et al. let an autoencoder deal with that once, and let
+# > diffusion work on what is left: the meaning. Their Stable Diffusion folds 512 x 512 x 3 numbers into 64 x 64 x 4.
 
 # %%
 big = sd_v1()
@@ -530,8 +531,9 @@ show(
 # ## Did it do what you asked?
 #
 # Because the truth of scenes is known, a small network could be trained to read it from pictures: the **judge**. It
-# names objects, colours, sizes, places and the background. Is it to be trusted? Let it read the 64 held-out scenes of
-# above, where we know the answer. A picture counts only if *everything* that its sentence names is there.
+# names objects, colours, sizes, places and the background. Is it to be trusted? Let it read the 64 test scenes of
+# above, where we know the answer. A picture counts only if *everything* that its sentence names is there, and no other
+# object.
 
 # %%
 judge = load_judge()
@@ -546,7 +548,8 @@ def granted_by(sentences, pictures):
 print("real scenes that the judge finds right:", sum(granted_by(test.captions, real)), "of 64")
 
 # %% [markdown]
-# It is. Now let it look at what the model draws for twelve sentences of the same kind:
+# On real scenes, it is. How far that carries over to drawn ones, your own eye must say. Now let it look at what the
+# model draws for twelve sentences of the same kind:
 
 # %%
 asked = [caption_for(i, "test") for i in range(12)]
@@ -555,7 +558,7 @@ verdicts = granted_by(asked, attempts)
 titles = [f"{'yes' if ok else 'no'}: {told}" for ok, told in zip(verdicts, asked, strict=True)]
 show(
     picture_grid(attempts, titles=titles, columns=6, scale=2),
-    alt="Twelve drawings for held-out sentences, each titled yes or no by the judge.",
+    alt="Twelve drawings for sentences of test scenes, each titled yes or no by the judge.",
 )
 print("more than half granted in full:", sum(verdicts) > 6)
 
@@ -571,9 +574,9 @@ print("the judge sees:", [(o.size, o.color, o.kind) for o in ball.objects], ball
 #
 # ## How it was trained
 #
-# In three stages, each building on the one before: first the autoencoder, then CLIP (whose text half you used), at
-# last the U-Net. These are the shipped model's own curves, from the log files beside its weights. Where one steps up,
-# the training was taken up again with a fresh learning rate, or with a harder task; the model card says when.
+# In three stages: first the autoencoder, then CLIP (whose text half you used), at last the U-Net, which builds on both.
+# These are the shipped model's own curves, from the log files beside its weights. Where one steps up, the training was
+# taken up again with a fresh learning rate, or with a harder task; the model card says when.
 
 # %%
 stages = {"autoencoder": "l1", "clip": "loss", "denoiser": "loss"}
@@ -726,7 +729,8 @@ solution("start_here.draw_loop")
 # ## References
 #
 # - Rombach, Blattmann, Lorenz, Esser, Ommer: *High-Resolution Image Synthesis with Latent Diffusion Models*, 2022
-#   (arXiv 2112.10752). The paper that this course rebuilds; read its figure 3 now, you know every box.
+#   (arXiv 2112.10752). The paper that this course rebuilds; read its figure 3 now: you know its three large
+#   parts, and lessons 07 and 10 bring the rest.
 # - Ho, Jain, Abbeel: *Denoising Diffusion Probabilistic Models*, 2020 (arXiv 2006.11239). Where the noise game comes
 #   from.
 # - Radford and others: *Learning Transferable Visual Models From Natural Language Supervision*, 2021 (arXiv

@@ -146,8 +146,9 @@ with torch.no_grad():
 # The zeros below and at the right only, not on all four sides, are a habit of this family of autoencoders. Put them
 # on all sides, and each such layer sees everything shifted by a pixel.
 #
-# The other block is the **residual block**: normalise, bend, convolve, twice, and add the input. Because the input
-# goes straight through, a deep pile of such blocks still learns. From these two you build both halves:
+# The other block is the **residual block**: normalise (GroupNorm), bend (SiLU, a smooth ReLU), convolve, twice, and add
+# the input. Because the input goes straight through, a deep pile of such blocks still learns. From these two you build
+# both halves:
 
 
 # %%
@@ -235,7 +236,7 @@ print("latent numbers per picture:", z[0].numel(), "of", pictures[0].numel())
 # ## Step 3: draw, and still learn
 #
 # Now a difficulty. The error of the copy has to reach the encoder, through the drawing. But what is the derivative of
-# a random draw? Ask PyTorch to draw from $\mathcal N(\mu, \sigma)$, and see what comes back for a toy error
+# a random draw? Ask PyTorch to draw from $\mathcal N(\mu, \sigma^2)$, and see what comes back for a toy error
 # $(z - 3)^2$. Its mean over the draws is $(\mu - 3)^2 + \sigma^2$, so the true slopes are $2(\mu - 3)$ and $2\sigma$.
 #
 # The way out is to turn it around (Kingma and Welling 2014). Draw noise that does not depend on anything, and *make*
@@ -353,7 +354,8 @@ with torch.inference_mode():
 # $$L = |x - \hat x| + w_p\, d(x, \hat x) + w_{KL}\, D_{KL}$$
 #
 # The *perceptual* distance $d$ compares what a small network sees in the two pictures; lesson 02 takes it apart. Here
-# $w_p = 0.2$ and $w_{KL} = 10^{-6}$. Your own class learns now, with half the widths of the shipped one, from nothing.
+# $w_p = 0.2$ and $w_{KL} = 10^{-6}$; $|x - \hat x|$ is the mean over all pixels, $D_{KL}$ the sum over a picture's
+# latent numbers. Your own class learns now, with half the widths of the shipped one, from nothing.
 
 # %%
 train_set = to_float(render_scenes(512, "train").pictures)
@@ -378,8 +380,8 @@ def train(autoencoder, num_steps, kl_weight=1e-6, peak_lr=3e-3):
 cost_card("120 steps of 8 pictures", seconds=15)
 
 # %% [markdown]
-# The curve grows while the cell runs, before the band of five earlier runs; a tenth above it still counts as inside.
-# `"full"` takes ten times as long.
+# The curve grows while the cell runs, in front of the band that five earlier runs span; a tenth above it still counts
+# as inside. `"full"` takes ten times as long.
 
 # %% tags=["band"]
 MODE = "quick"
@@ -431,9 +433,9 @@ print("yours: above 11 dB:", db(mine) > 11, "| and below 20:", db(mine) < 20)
 # the grid shrinks: each has half as many latent numbers as the one before, or fewer.
 #
 # > **Careful.** They learned for four to eight minutes of a core. To get far in that time, all four begin with the
-# > outer layers of the shipped autoencoder, those that do not depend on $f$; the layers round the latents are new in
-# > each. So compare them with each other, not with the shipped one. `python -m ldm_tutor.lessons.lesson_01_study`
-# > trains them.
+# > outer layers of the shipped autoencoder, those whose sizes fit; the layers round the latents are new in each. (The
+# > shipped one has $f = 4$, which may favour that a little.) So compare them with each other, not with the shipped one.
+# > `python -m ldm_tutor.lessons.lesson_01_study` trains them.
 
 # %%
 studied = {f: load_trial(f"autoencoder_f{f}") for f in (2, 4, 8, 16)}
@@ -465,19 +467,22 @@ for f in factors:
     print(f"f = {f:2}: {decibels[f]:.1f} dB (means {means[f]:.1f}), read right {ours:.0%} (means {mean:.0%})")
 
 # %% [markdown]
-# PSNR falls with every step to a larger $f$, in ours as in the paper's. (Its pictures are photographs of 256 x 256
-# pixels: compare the way down; that the heights agree is luck.) What the judge reads does not fall in step with it. At
-# $f = 2$ and $f = 4$ it reads everything, at $f = 8$ nearly everything, from 512 numbers where the picture has 12,288,
-# and then it breaks off. Means of the same grid lie below everywhere: learned numbers are better numbers.
+# PSNR falls with every step to a larger $f$ in ours, and in the paper's down to $f = 8$. (Its pictures are photographs
+# of 256 x 256 pixels: compare the way down; that the heights agree is luck.) What the judge reads does not fall in step
+# with it. At $f = 2$ and $f = 4$ it reads everything, at $f = 8$ nearly everything, from 512 numbers where the picture
+# has 12,288, and then it breaks off. Means of the same grid lie below everywhere in PSNR. But from $f = 4$ on they are
+# also fewer numbers, three a place. Compare like with like: at $f = 2$ both are 3,072 numbers, and the learned ones are
+# far ahead. At $f = 16$ alone the means win something: the judge reads more from 192 means of $f = 8$ than from 256
+# learned numbers that have not learned long enough.
 #
 # Look at what goes, and in which order. At $f = 4$ the edges soften and the house loses its windows. At $f = 8$ places,
 # colours and outlines are still there, but the dog has no face and the car melts. At $f = 16$ the sky,
 # the sea and the moon stand where they stood, and the things in front of them are blobs, some in the wrong colour.
 # Scenery comes in every picture, so a few numbers are enough for it; what a small thing looks like costs many.
 #
-# Why does the paper lose nothing from $f = 8$ to $f = 16$? Its channels grow as fast as the grid shrinks, and ours do
-# not: we have half as many numbers. And time counts: none of ours has arrived (you will see the curve of $f = 4$ still
-# climb), and the authors gave $f = 16$ more than twice the steps of $f = 4$.
+# Why does the paper lose hardly anything from $f = 8$ to $f = 16$? Its channels grow as fast as the grid shrinks, and
+# ours do not: we have half as many numbers. And time counts: none of ours has arrived (you will see the curve of
+# $f = 4$ still climb), and the authors gave $f = 16$ more than twice the steps of $f = 4$ (in smaller batches).
 #
 # > **In the paper.** Table 8 compares sixteen autoencoders, and nine first stages were published. With KL and
 # > $f = 2, 4, 8, 16, 32$ they reach 32.47, 27.53, 24.19, 24.08 and 22.27 dB on ImageNet. The channels grow from 2 to
@@ -518,7 +523,7 @@ print("and all 96 copies are alike:", bool((swept[1e-2] - swept[1e-2][0]).abs().
 # > gives one picture for all, and the loss looks peaceful.
 #
 # The paper's $10^{-6}$ is far weaker than ours. Its code *sums* the pixel errors over the picture where ours takes
-# their mean. In our units its weight is
+# their mean. In our units its weight is about the leftmost point of the sweep:
 
 # %%
 print(f"for our pictures: {1e-6 / pictures[0].numel():.0e} | for 256 x 256: {1e-6 / (3 * 256 * 256):.0e}")
@@ -575,9 +580,10 @@ for name, latents in tries.items():
 # %% [markdown]
 # The shuffled latents have exactly the right numbers, and still give mush. What makes a scene is *how neighbours fit
 # together*: real latents are correlated from cell to cell, and noise is not. (What is left after shuffling comes from
-# pictures that are bright or dark all over.) A weak KL looks at every number alone. It never asks for that. So
-# something else has to learn which grids of latents look like pictures, and that is the diffusion model's whole job.
-# Nothing is broken.
+# pictures that are bright or dark all over.) A strong KL would press the clouds of all pictures together until they
+# cover $\mathcal N(0, I)$; then every draw would lie in some picture's cloud, and the pictures would be poor (you saw
+# the price). A weak one does not: real latents fill a small corner of the space. So something else has to learn where
+# that corner is, and that is the diffusion model's whole job. Nothing is broken.
 #
 # ## Step 9: the right units
 #
@@ -592,15 +598,16 @@ with torch.inference_mode():
 factor = 1 / some.std()
 print(f"measured: {factor:.2f} | in the shipped configuration: {shipped.config.scale_factor:.2f}")
 print(f"Stable Diffusion's 0.18215 means a spread of {1 / 0.18215:.2f}")
-print("of the studied ones:", {f: round(each.config.scale_factor, 1) for f, each in studied.items()})
+print("of the studied ones:", {f: round(each.config.scale_factor, 2) for f, each in studied.items()})
 
 # %% [markdown]
-# The shipped one is close to 1, by luck; the studied ones lie below, each elsewhere. Does it matter? `kit.in_units`
-# makes the same autoencoder with larger latents: it multiplies the encoder's last layer and divides the decoder's
-# first. Take Stable Diffusion's spread. Pictures do not change, and with its factor the diffusion model does not
-# notice. Then forget the factor, on either side. First where the U-Net is trained and asked: noise is mixed into the
-# latents, little of it at a small time $t$, hardly anything else at 900, and the U-Net guesses this noise. How large
-# is its error? A network that always says 0 has the error 1.
+# The shipped one and $f = 2$ are close to 1, by luck; the others lie lower, each elsewhere. Does it matter?
+# `kit.in_units` makes the same autoencoder with larger latents: it multiplies the encoder's last layer and divides the
+# decoder's first. Take Stable Diffusion's spread. Pictures do not change, and with its factor the diffusion model does
+# not notice. Then forget the factor, on either side. First where latents go into the U-Net. (This one was trained with
+# the factor; only the asking forgets it.) Noise is mixed into the latents, little of it at a small time $t$, hardly
+# anything else at 900, and the U-Net guesses this noise. How large is its error? A network that always says 0 has the
+# error 1.
 
 # %%
 pipe = load_pipeline()
@@ -622,15 +629,16 @@ print("at t = 300, not scaled, worse than saying 0:", errors["not scaled"][1] > 
 
 # %% [markdown]
 # Then where its pictures are decoded: the U-Net draws latents of spread 1, and the decoder must get them divided by
-# the factor. Draw 24 sentences, and decode the same latents four ways.
+# the factor. Draw 24 sentences, and decode the same latents four ways: by the shipped autoencoder (*our units*), and by
+# the same one in Stable Diffusion's units (*SD's*).
 
 # %%
 *_, last = pipe.steps(test.captions[:24], list(range(24)), num_steps=8)
 ways = {
-    "ours": decode(shipped, last.latents / shipped.config.scale_factor),
-    "ours, forgotten": decode(shipped, last.latents),
-    "theirs": decode(large, last.latents / large.config.scale_factor),
-    "theirs, forgotten": decode(large, last.latents),
+    "our units": decode(shipped, last.latents / shipped.config.scale_factor),
+    "our units, forgotten": decode(shipped, last.latents),
+    "SD's units": decode(large, last.latents / large.config.scale_factor),
+    "SD's units, forgotten": decode(large, last.latents),
 }
 rows = [made_so[k] for made_so in ways.values() for k in (0, 1, 2, 3)]
 figure = picture_grid(rows, [name for name in ways for _ in range(4)], columns=4, scale=2)
@@ -638,8 +646,8 @@ show(figure, alt="Four drawn scenes, four ways: thrice right, and with the large
 right = {name: read(made_so) for name, made_so in ways.items()}
 figure = bars(list(right), [100 * each for each in right.values()], title="drawn pictures read right", unit="%")
 show(figure, alt="Bars of pictures read right: three equally high, and with the large factor forgotten near zero.")
-print("ours forgotten, within 15 points of right:", abs(right["ours"] - right["ours, forgotten"]) < 0.15)
-print("theirs forgotten, less than a quarter of right:", right["theirs, forgotten"] < 0.25 * right["theirs"])
+print("ours forgotten, within 15 points of right:", abs(right["our units"] - right["our units, forgotten"]) < 0.15)
+print("SD's forgotten, less than a quarter:", right["SD's units, forgotten"] < 0.25 * right["SD's units"])
 
 # %% [markdown]
 # An honest result in two parts. *Our* factor could be forgotten and hardly anybody would see it. With latents as wide
@@ -649,9 +657,9 @@ print("theirs forgotten, less than a quarter of right:", right["theirs, forgotte
 #
 # ## The latent microscope
 #
-# > **Try it.** Slide `mix` from one scene to the other: the decoder does not cross-fade, it draws things that appear
-# > and go. Set `only` to one channel after the other: which of the four holds light and dark? Then add noise until you
-# > lose the object.
+# > **Try it.** Slide `mix` from one scene to the other: the decoder does not quite cross-fade; the stronger thing is
+# > drawn firmly, the other dissolves. Set `only` to one channel after the other: which of the four holds light and
+# > dark? Then add noise until you lose the object.
 
 # %%
 ALT = "Half way between two scenes: the latents decoded, the pixels cross-faded, and the four latent channels."
@@ -670,7 +678,7 @@ show(figure, alt="Between two scenes in five steps; latents above pass through a
 # %% [markdown]
 # > **At full size.** The same class with the paper's numbers. The meta device holds shapes without numbers, so building
 # > all nine published first stages costs nothing. The ones called *vq* round each position to a word of a codebook
-# > instead of using a KL; everything round it is the same.
+# > instead of using a KL; most of what is round it is the same.
 
 # %%
 for name, config in FIRST_STAGES.items():
@@ -762,17 +770,17 @@ solution("autoencoder.kl")
 # - The **encoder** shrinks by strided convolutions, the **decoder** grows again; $f$ is the ratio of the sides.
 # - The encoder answers with a **cloud**, a Gaussian per latent number. Drawing as $\mu + \sigma\epsilon$ lets the
 #   gradient through.
-# - The **KL** is the price of information. It rises while the network learns. Weak, it keeps the latents in bounds;
-#   strong, it erases them.
-# - Noise decodes to mush because nothing in the KL asks neighbours to fit together. That is left for diffusion.
+# - The **KL** is the price of information. It rises as learning begins, and may sink again later. Weak, it keeps the
+#   latents in bounds; strong, it erases them.
+# - Noise decodes to mush because a weak KL leaves the real latents in a small corner of $\mathcal N(0, I)$. To find
+#   that corner is left for diffusion.
 # - The **scale factor** brings the latents to a spread of 1. It belongs to one autoencoder, and forgetting it breaks
 #   everything silently.
 #
 # ## Common mistakes
 #
 # - *Taking logvar for sigma, or for the variance.* $\sigma = e^{\text{logvar}/2}$.
-# - *Mean where the sum belongs*, in the KL or in the pixels. The weight then means something else, by a factor of
-#   thousands.
+# - *Changing mean to sum, or back, without the weight.* The KL then counts thousands of times more or less.
 # - *Copying 0.18215 to another autoencoder.* Measure your own.
 # - *Worrying about a rising KL*, or about mush from noise.
 # - *Judging by PSNR alone.* It counts pixels; the judge counts what they show.
@@ -793,5 +801,5 @@ solution("autoencoder.kl")
 #
 # ## Next stop
 #
-# **02 · Sharp reconstructions: why are pixel losses blurry?** Your copies are soft, and the shipped ones are not. The
-# two helpers that make the difference are next.
+# **02 · Sharp reconstructions: why are pixel losses blurry?** And the two helpers against it: the perceptual distance,
+# which you have already used, and the adversary, which you have not.

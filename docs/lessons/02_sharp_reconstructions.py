@@ -170,10 +170,10 @@ print("L1:", score(l1_loss))
 #
 # ## Step 2: a distance that sees
 #
-# Send both pictures through a network that was trained to *recognise* things, and compare what it sees on the way.
-# Its first layers see edges, wherever exactly they are. Later ones see wheels and roofs. This is the perceptual
-# distance, LPIPS (Zhang et al. 2018, eq. 1). With $\hat f^l_{yx}$ the feature vector of layer $l$ at one position,
-# divided by its length:
+# Send both pictures through a network that was trained to *recognise* things, and compare what it sees on the way. Its
+# first layers see edges, each at its place. Later ones see wheels and roofs, and care less where exactly. This is the
+# perceptual distance, LPIPS (Zhang et al. 2018, eq. 1). With $\hat f^l_{yx}$ the feature vector of layer $l$ at one
+# position, divided by its length:
 #
 # $$d(x, x') = \sum_l \frac{1}{H_l W_l} \sum_{y,x} \big\lVert w_l \odot (\hat f^{\,l}_{yx} - \hat f'^{\,l}_{yx})
 # \big\rVert_2^2$$
@@ -262,12 +262,13 @@ for name, bad in spoiled.items():
     bad = real + strength * (bad - real)
     shown.append(bad[:1])
     print(f"{name:8} PSNR {psnr(bad, real).mean():.1f} dB, perceptual distance {perceptual(bad, real).mean():.2f}")
-show(picture_grid(shown, ["scene", *spoiled], scale=2), alt="A scene, then blurred, noisy, in blocks, shifted by a "
-     "pixel and brighter, all equally far away in squared error.")  # fmt: skip
+show(picture_grid(shown, ["scene", *spoiled], scale=2), alt="A scene, then blurred, noisy, in blocks, mixed with a "
+     "shifted copy and brighter, all equally far away in squared error.")  # fmt: skip
 
 # %% [markdown]
-# The same squared error, and a factor of more than two between the ends. Blur is what this distance likes least; a
-# shift it forgives more easily, and brightness most easily of all. Ask it about the cars:
+# The same squared error, and a factor of more than two between the ends. (*Shifted* is mixed with its copy one pixel
+# aside, as far as 24 dB allow.) Blur is what this distance likes least; a shift it forgives more easily, and brightness
+# most easily of all. Ask it about the cars:
 
 # %%
 with torch.inference_mode():
@@ -283,7 +284,8 @@ with torch.inference_mode():
 #
 # And the published LPIPS? The package `lpips` brings the learned weights, a few kilobytes. The backbone beneath them
 # has to be downloaded, and this course never downloads anything unasked. If one lies in the cache of your torch, the
-# next cell measures with it; else it says so, and all figures of this lesson are those of our own network.
+# next cell measures with it; else it says so, and all figures of this lesson are those of our own network. (To fetch
+# it, some 528 MB: `python -c "import lpips; lpips.LPIPS(net='vgg')"`.)
 
 # %% tags=["nbval-ignore-output"]
 found = kit.published_lpips()
@@ -332,11 +334,12 @@ for name in ("l2", "l1", "perceptual"):
 # %% [markdown]
 # Look before you read the numbers. L1 is not sharper than L2. It has lost the colours of the things, the blue dog is
 # nearly black, and in many pictures the things themselves. Remember the vote of the pixels. A thing is small and stands
-# somewhere else in every scene, so at most pixels most of the possible pictures show sand, and the median is sand. L2's
-# mean keeps at least a trace of everything, and the judge finds more in it.
+# somewhere else in every scene, so at most pixels most of the possible pictures show background, and so does the
+# median. L2's mean keeps at least a trace of everything, and the judge finds more in it.
 #
-# The perceptual run has the colours and the clearest forms, and the judge finds more than in any other so far. It pays
-# with PSNR. And its fine energy is below L2's. The cars have said so: clearer shapes, and still fog.
+# The perceptual run has the colours and the clearest forms, and the judge finds more than in any other so far. Beside
+# L1, from which it differs in this one term, it wins in everything, PSNR too, but for the fine energy. Only L2, whose
+# loss *is* the PSNR, has more of that. The cars have said so: clearer shapes, and still fog.
 #
 # > **Careful.** Whoever measures must not have been part of the loss. The distance in this table is that of the
 # > *judge*, whose features no training has seen. The network in the loss sees a larger improvement than the judge
@@ -487,7 +490,7 @@ print("on new scenes, more than 0.8 told right of the real patches:", told[0] > 
 figure, axes = plt.subplots(figsize=(5.6, 2.4))
 axes.plot(losses)
 axes.set(xlabel="step", ylabel="hinge loss", ylim=(0, 1.3))
-show(figure, alt="The hinge loss of the fresh critic over 60 steps: it falls from 1 to a small value.")
+show(figure, alt="The hinge loss of the fresh critic over 60 steps: it falls from 1 to between 0.1 and 0.6.")
 
 # %% [markdown]
 # At the first step it knew nothing, and now fog does not pass. That is the loss we were looking for. Nobody told it
@@ -495,14 +498,14 @@ show(figure, alt="The hinge loss of the fresh critic over 60 steps: it falls fro
 #
 # ## Step 5: how loud is the critic?
 #
-# The autoencoder now has two wishes: be near the picture, and please the critic. Add the two losses, with which
-# factor? The scale of the verdicts means nothing; a critic whose last layer is twice as large has the same opinion.
-# What counts is how hard each loss pulls at the weights, its gradient. VQGAN (Esser et al. 2021, eq. 7) compares the
-# two pulls where both arrive first, at the decoder's last layer $L$, and gives the critic the factor that makes them
-# equally strong:
+# The autoencoder now has two wishes: be near the picture, and please the critic. Add the two losses, with which factor?
+# The scale of the verdicts means nothing; a critic whose last layer is twice as large has the same opinion. What counts
+# is how hard each loss pulls at the weights, its gradient. VQGAN (Esser et al. 2021, eq. 7) compares the two pulls
+# where both arrive first, at the weight $w$ of the decoder's last layer, and gives the critic the factor that makes
+# them equally strong:
 #
-# $$\lambda = \frac{\lVert \nabla_L L_{\mathrm{rec}} \rVert}{\lVert \nabla_L L_G \rVert + 10^{-4}}
-# \qquad\Rightarrow\qquad \lVert \lambda \nabla_L L_G \rVert \approx \lVert \nabla_L L_{\mathrm{rec}} \rVert$$
+# $$\lambda = \frac{\lVert \nabla_w L_{\mathrm{rec}} \rVert}{\lVert \nabla_w L_G \rVert + 10^{-4}}
+# \qquad\Rightarrow\qquad \lVert \lambda \nabla_w L_G \rVert \approx \lVert \nabla_w L_{\mathrm{rec}} \rVert$$
 #
 # Everything that lies before the last layer gets its gradient through it. The $10^{-4}$ keeps the division from
 # failing; it is the code's, where the paper has $10^{-6}$. $\lambda$ is taken as a number: no gradient flows into it.
@@ -538,8 +541,39 @@ for loud in (0.1, 1.0, 10.0):
 # > **Check.** From here on this is `ldm_tutor.losses.adversarial`. With a fixed weight, a louder critic pulls harder.
 # > With the factor, its share is a half, whatever its scale.
 #
-# How much does it matter? These are the factor and the critic's own loss along the trainings of the two runs that
-# have a critic:
+# Put together, this is a training step of two networks with a critic that waits. Two things are easily forgotten: the
+# critic learns from copies without a gradient (`detach`), and what the autoencoder's step has left in the critic's
+# gradients is thrown away first. (The KL, here a millionth, is left out.) Eight steps, with a critic that joins after
+# the fourth:
+
+
+# %%
+def training_step(coder, critic, optimizers, real, joined):
+    copy = coder(real)
+    loss = reconstruction = l1_loss(copy, real) + 0.2 * perceptual(copy, real).mean()
+    if joined:
+        fooling = generator_loss(critic(copy))
+        loss = loss + 0.5 * adaptive_weight(reconstruction, fooling, coder.decoder.conv_out.weight) * fooling
+    optimizers[0].zero_grad()
+    loss.backward()
+    optimizers[0].step()
+    if joined:
+        optimizers[1].zero_grad()
+        discriminator_loss(critic(real), critic(copy.detach())).backward()
+        optimizers[1].step()
+
+
+pupil, newcomer = kit.load_coder("perceptual").train().requires_grad_(), PatchDiscriminator(kit.CRITIC)
+optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-4, betas=(0.5, 0.9)) for each in (pupil, newcomer)]
+untouched = newcomer.layers[0].weight.detach().clone()
+for step in range(8):
+    training_step(pupil, newcomer, optimizers, pictures[8 * step : 8 * step + 8], joined=step >= 4)
+    if step in (3, 7):
+        print(f"after step {step}, the critic has learned:", not torch.equal(newcomer.layers[0].weight, untouched))
+
+# %% [markdown]
+# How much does it matter? These are the factor, measured on held-out scenes, and the critic's own loss along the
+# trainings of the two runs that have a critic:
 
 # %%
 logs = {name: kit.load_log(name) for name in RUNS}
@@ -558,7 +592,7 @@ for name in ("adversary", "adversary_at_0"):
 # ## A failure on purpose: the critic from step 0
 #
 # The fourth run's critic joins in the middle of the training (*late*). The fifth run's is there from the first step
-# (*early*). All else is equal: they even make the same pictures as the perceptual run until their critic speaks. Why
+# (*early*). All else is equal: until its critic speaks, the late run makes the very pictures of the perceptual run. Why
 # should a critic wait? Follow what held-out scenes come back as, along the training. The distance here is that of the
 # loss's network, since these numbers were written down while training.
 
@@ -585,8 +619,8 @@ show(picture_grid(rows, titles, columns=len(kit.LOOK_AT), scale=2), alt="One sce
 # look, and it draws hard outlines before it knows of what. Its critic stays ahead: the lower hinge loss above is a
 # critic that wins.
 #
-# The late critic joins a decoder that has its shapes. PSNR falls there as well, though less, and fine energy rises
-# steeply. Stable Diffusion's autoencoder was trained in this order too: pictures first, critic later.
+# The late critic joins a decoder that has its shapes. PSNR suffers there as well, a little less at the end, and fine
+# energy rises steeply. Stable Diffusion's autoencoder was trained in this order too: pictures first, critic later.
 #
 # ## Side by side
 
@@ -613,9 +647,9 @@ show(views.crops(columns, PLACES), alt="Crops of three scenes, six columns: the 
 # before, its distance grows, PSNR falls by two decibels. In this short training with a loud critic, the perceptual run
 # is the best reconstruction, and the critics' are the best imitations of sharpness.
 #
-# So why does everybody train with a critic? Because their budget is another one. The course's own autoencoder
-# squeezes a quarter as hard (12 to 1), its critic has a weight of 0.1 and joins after 70% of a run of thousands of
-# steps. A decoder that already has the shapes right leaves only the last bit to the critic: hair, leaves, the grain
+# So why does everybody train with a critic? Because their budget is another one. The course's own autoencoder squeezes
+# a quarter as hard (12 to 1), its critic has a weight of 0.1 and joins after 70% of a run that sees many times as many
+# pictures. A decoder that already has the shapes right leaves only the last bit to the critic: hair, leaves, the grain
 # of a photograph.
 #
 # > **Key idea.** Near and real are two wishes. Pixel losses ask for near and get fog, a critic asks for real and gets
@@ -665,9 +699,10 @@ print("the late critic's own pictures pass least often:", min(passing, key=passi
 print({name: f"{share:.0%}" for name, share in passing.items()})
 
 # %% [markdown]
-# Two surprises. The critic is not a measure of quality: it finds the pictures of its own pupil *least* real, since
-# those are the ones whose weaknesses it has studied. And it is unsure: even of the scenes a good part does not
-# pass. A critic that were sure of everything would lie beyond the hinge, and would have nothing left to learn.
+# Three surprises. The critic is not a measure of quality: it finds the pictures of its own pupil *least* real, since
+# those are the ones whose weaknesses it has studied. And it is unsure: even of the scenes a good part does not pass. A
+# critic that were sure of everything would lie beyond the hinge, and would have nothing left to learn. And it lets fog
+# pass nearly as often as scenes: for three thousand steps it has only met sharp pictures.
 #
 # ## At full size
 #
@@ -777,7 +812,8 @@ solution("sharp_reconstructions.balance")
 # - A perceptual distance compares what a network sees. It forgives a small shift, and hardly charges for sharpness.
 # - A patch critic asks of one picture whether it could be real, in a grid of verdicts, each of a known patch.
 # - The hinge lets go of what is already clear. The adaptive weight makes two gradients equally long.
-# - A critic that joins before there is a picture costs more than it brings. Let it wait.
+# - An early critic pulls before there is a picture; here it ended behind a late one in all but fine energy. Let it
+#   wait.
 # - Sharper is not nearer: the energy that the critic adds costs PSNR, and may be grain.
 # - Measure with a network that no loss has used.
 #

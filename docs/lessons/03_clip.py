@@ -176,7 +176,8 @@ print("pieces:", [piece for piece, _ in tokenizer.pieces("a red bicycle and a gr
 #
 # **Why.** A number per word is not yet a meaning: *red* should change *ball*. A **transformer** gives every token a
 # vector and lets the tokens look at each other, layer by layer. How the looking works in detail is lesson 07. Here
-# you need one fact: each token takes a weighted mean over the tokens that it is allowed to see.
+# you need one fact: each token takes a weighted mean over the tokens that it is allowed to see. Several such looks run
+# side by side, called *heads*, each on its own part of the vector.
 #
 # Who may see whom? CLIP's text tower is **causal**: a token sees itself and those before it. That is a triangle:
 
@@ -193,8 +194,10 @@ print("loop, comparison and package agree:", by_loop.equal(vectorised) and by_lo
 # Now a layer: norm, look around, add; norm, think, add. With $x$ the rows of token vectors, it computes (the left part
 # is equation 1 of Vaswani et al. 2017, arXiv 1706.03762, with a mask)
 #
-# $$x \leftarrow x + \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt{d}} + M\right) V, \qquad
-# x \leftarrow x + W_2\, g(W_1 x)$$
+# $$x \leftarrow x + W_o\,\mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt{d}} + M\right) V, \qquad
+# x \leftarrow x + W_2\, g\big(W_1\, \mathrm{norm}(x)\big)$$
+#
+# with $W_o$ the layer `to_out`.
 #
 # {{notation qkv d mask quick_gelu}}
 
@@ -258,7 +261,7 @@ print("another last word leaves the vectors of 'a red cat at' as they were:", bo
 #
 # The last line shows what causal means. It also says where the meaning of the *whole* sentence is: only the tokens at
 # the end have seen all words. CLIP takes the vector of the **first end mark** as its summary. Look at the triangle,
-# and at what the shipped tower does inside it:
+# and at what the shipped tower does inside it (the mean over its heads):
 
 # %%
 sentence = "a red ball and a blue cat"
@@ -295,7 +298,8 @@ print("loop, matrix product and convolution agree:", bool(max(gaps) < 1e-4))
 
 # %% [markdown]
 # Then the tower puts one token of its own in front, the **class token**. It belongs to no place, and its vector at the
-# end is the summary of the picture. Here all tokens see all others: a picture has no before and after. The layers are
+# end is the summary of the picture. Each token gets the vector of its place added, as in the text tower, and one norm
+# comes before the layers. Here all tokens see all others: a picture has no before and after. The layers are
 # the ones that you have built for the text tower, without a mask:
 
 # %%
@@ -390,15 +394,16 @@ print(f"diagonal {history[-1].diag().mean():.2f}, rest {rest:.3f}, and -1/63 is 
 print(f"loss {loss.item():.2f}, the least possible at scale 1 is {floor:.2f}")
 
 # %% [markdown]
-# > **Key idea.** The review is right to within a hair: left alone, the diagonal goes to 1 and the rest to $-1/(n-1)$,
-# > a little *below* 0. With real sentences the rest is not even. *A red cat* and *a red car* share a word, and their
-# > cells stay warm. You will see that in a moment.
+# > **Key idea.** The review is right to within a hair: left alone, and with room enough, the diagonal goes to 1 and the
+# > rest to $-1/(n-1)$, a little *below* 0. With real sentences the rest is not even. *A red cat* and *a red car* share
+# > a word, and their cells stay warm. You will see that in a moment.
 #
 # ## The temperature
 #
 # At scale 1 the best possible loss is still above 3, of 4.16 for a blind guess. A cosine cannot exceed 1, so the
 # softmax cannot become sure. CLIP multiplies all cosines by a **scale** $s$ (its inverse is called *temperature*) and
-# learns it along. What does it do? Take the finished cosines of all 1,024 pairs, and turn the scale from 1 to 100:
+# learns it with the weights. What does it do? Take the finished cosines of all 1,024 pairs, and turn the scale from 1
+# to 100:
 
 # %%
 u, v = kit.embed(shipped, pictures, tokens)
@@ -526,15 +531,16 @@ print("rest of the matrix: mean 0:", bool(others.mean().abs() < 0.05), "| each c
 #
 # > **In the paper.** Radford et al. (2021) train on 400 million pairs from the web in batches of 32,768. Our batch of
 # > 128 is easier to win: fewer wrong sentences stand beside the right one. Rombach et al. (2022) still train a text
-# > tower together with their U-Net. Stable Diffusion takes CLIP's finished one and leaves the image tower away. So do
+# > tower together with their U-Net. Stable Diffusion takes CLIP's finished one and leaves the image tower out. So do
 # > we, and lesson 07 measures the difference.
 #
 # ## Zero-shot: a classifier that nobody trained
 #
-# A CLIP can sort pictures into classes that it was never trained to sort. Write a sentence for each class, compare the
-# picture with each, take the nearest. One wording may be unlucky, so average the arrows of several wordings, as the
-# CLIP paper does: for the class *cat*, the mean over *a red cat*, *an orange cat* and so on. We ask the shipped CLIP
-# five questions about test pictures with one object.
+# A CLIP can sort pictures into classes that it was never trained to sort. (In the paper pictures and classes come from
+# data sets that CLIP never saw. Ours are of the same sort as the training, so only the classifier is new.) Write a
+# sentence for each class, compare the picture with each, take the nearest. One wording may be unlucky, so average the
+# arrows of several wordings, as the CLIP paper does: for the class *cat*, the mean over *a red cat*, *an orange cat*
+# and so on. We ask the shipped CLIP five questions about test pictures with one object.
 
 # %%
 one_object, truth = kit.single_objects(test)
@@ -626,7 +632,8 @@ print(f"sentences in whose batch only the place tells two apart: {needed} of {le
 # > CLIPs are weak at the same point, and the fourth reference below argues that the reason is the same.
 #
 # Can our U-Net then learn which of two things to put on the left? It reads more than the summary arrow: it gets the
-# vector of *every* token, in order. Those still say who was named first:
+# vector of *every* token. Each of them carries its place in the row and what stood before it. Compare the same word in
+# both sentences:
 
 # %%
 sides = tokenizer(["a red ball to the left of a blue cat", "a blue cat to the left of a red ball"])
@@ -634,8 +641,10 @@ with torch.inference_mode():
     vectors = F.normalize(shipped.text(sides), dim=2)
     summary = shipped.embed_text(sides)
 print("the two summaries are nearly the same:", bool(summary[0] @ summary[1] > 0.9))
-alike = (vectors[0] * vectors[1]).sum(dim=1)  # cosine, token by token
-print("on the way, some tokens' vectors have little in common:", bool(alike.min() < 0.5))
+places = {"left": (6, 6), "ball": (3, 10), "cat": (10, 3)}  # columns in the first sentence and in the second
+alike = {word: float(vectors[0, i] @ vectors[1, j]) for word, (i, j) in places.items()}
+print("the vector of *left* is another one, cosine below 0.5:", alike["left"] < 0.5)
+print("and so are those of *ball* and *cat*, below 0.9:", max(alike["ball"], alike["cat"]) < 0.9)
 
 # %% [markdown]
 # ## Turn one knob, and break it once
@@ -767,7 +776,7 @@ solution("clip.symmetric_loss")
 #   patches as tokens; a class token sums up the picture.
 # - The **similarity matrix** holds the cosine of every picture with every sentence. The **loss** wants the diagonal to
 #   win each row and each column.
-# - The **scale** decides how sure a row may become. It is learned along.
+# - The **scale** decides how sure a row may become. It is learned too.
 # - What comes out is good at *which* things are there and weak at *how they stand to each other*, because a batch
 #   seldom asks.
 #

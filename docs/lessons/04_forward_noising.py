@@ -35,7 +35,7 @@ from ldm_tutor.lessons.checks import check, exercise, hint, solution
 from ldm_tutor.lessons.course import course_map, fact_box
 from ldm_tutor.lessons.lesson_04_judges import PAIR
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
-from ldm_tutor.plots.figures import STYLE, picture_grid, show, signed_map
+from ldm_tutor.plots.figures import STYLE, picture_grid, plot, show, signed_map
 from ldm_tutor.sampling.noise import PictureNoise
 from ldm_tutor.sampling.steps import ddpm_step
 from ldm_tutor.schedule import NoiseSchedule, make_betas
@@ -50,15 +50,6 @@ plt.rcParams.update(STYLE)
 def noise_like(x, seed):
     """Standard normal noise of the shape of x, the same for the same seed."""
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def plot(axes, x, curves, **labels):
-    """Draw named curves, told apart by colour and by line."""
-    for (name, y), line in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
-        axes.plot(x, y, line, label=name)
-    axes.set(**labels)
-    axes.legend()
-
 
 # %% [markdown]
 # ## Fact box
@@ -141,7 +132,8 @@ for s in shares:
 #
 # Why care? One network will have to repair all of these pictures. If their contrast goes down and up again along the
 # way, it must learn to deal with the contrast too. The remedy is cheap: let the *squares* of the two weights add up
-# to 1.
+# to 1. (It is a choice, not a law: flow matching, in lesson 16, takes the straight fade and lets the network deal with
+# the contrast.)
 
 # %%
 s = torch.linspace(0, 1, 101)
@@ -194,7 +186,8 @@ show(figure, alt="The scene after 10, 30, 60, 120 and 300 small noise steps on i
 # use. *Linear* (DDPM): $\beta_t$ grows in a straight line. *Scaled linear*: the line is drawn through $\sqrt{\beta_t}$
 # and squared afterwards; Stable Diffusion and this course use it. *Cosine* (Nichol and Dhariwal 2021, eq. 17) starts
 # from the other end: it says how much of the picture should be left at each time, as a squared cosine, and gets each
-# $\beta_t$ from the ratio of two neighbours. Its last ratio would be 0, so $\beta$ is cut at 0.999.
+# $\beta_t$ from the ratio of two neighbours. A small shift, 0.008, keeps the first ones from being too tiny; the last
+# ratio would be 0, so $\beta$ is cut at 0.999.
 
 
 # %%
@@ -223,20 +216,20 @@ show(figure, alt="Three rising curves of beta over t on a logarithmic axis; cosi
 # %% [markdown]
 # ## Step 3: a thousand steps in one
 #
-# Training needs pictures at random times $t$. Walking there step by step would take up to a thousand additions of
-# noise for each. Luckily you can jump. Follow the variances through two steps. Write $\alpha_t = 1 - \beta_t$. The
-# first step leaves the picture with the weight $\sqrt{\alpha_1}$, the second multiplies it by $\sqrt{\alpha_2}$. The
-# noise of the first step is shrunk by the second, and the sum of two independent Gaussian noises is again Gaussian,
+# Training needs pictures at random times $t$. Walking there step by step would take up to a thousand additions of noise
+# for each. Luckily you can jump. Follow the variances through two steps. Write $\alpha_t = 1 - \beta_t$. The first
+# step, number 0, leaves the picture with the weight $\sqrt{\alpha_0}$, the second multiplies it by $\sqrt{\alpha_1}$.
+# The noise of the first step is shrunk by the second, and the sum of two independent Gaussian noises is again Gaussian,
 # with variance
 #
-# $$\alpha_2\,(1-\alpha_1) + (1-\alpha_2) = 1 - \alpha_1\alpha_2 .$$
+# $$\alpha_1\,(1-\alpha_0) + (1-\alpha_1) = 1 - \alpha_0\alpha_1 .$$
 #
 # The picture's share of the variance is a product, and the noise fills up the rest to 1. So it goes on. With
 # $\bar\alpha_t = \alpha_0\alpha_1\cdots\alpha_t$, counted from 0 as the code does (DDPM eq. 4):
 #
 # $$x_t = \sqrt{\bar\alpha_t}\;x_0 + \sqrt{1-\bar\alpha_t}\;\epsilon$$
 #
-# The same argument works between any two times $s < t$: the picture's share falls by the ratio
+# The same argument works between any two times $s < t$: the picture's share is multiplied by the ratio
 # $\bar\alpha_t / \bar\alpha_s$, and the variance of the noise added on the way is $1 - \bar\alpha_t / \bar\alpha_s$.
 #
 # Do not believe it. Walk 50,000 copies of the number 2 through all thousand steps, and compare their mean and
@@ -266,7 +259,8 @@ show(figure, alt="Dots of the walk lie on the formula's curves: the mean falls f
 # > **Check.** A thousand steps and one jump agree, in mean and variance, at every one of the thousand times.
 #
 # > **Careful.** There are 1,000 steps, numbered 0 to 999. So $t = 0$ is *not* the clean picture: one step of noise is
-# > already in it. Papers that count from 1 call it $x_1$. A good place for off-by-one errors.
+# > already in it. Papers that count from 1 call it $x_1$. (The symbol $x_0$ keeps meaning the clean picture, as if at
+# > $t = -1$.) A good place for off-by-one errors.
 #
 # In training, each picture of a batch gets a time of its own. As a loop over the batch:
 
@@ -326,8 +320,9 @@ for kind, first, last in [*cases, ("linear", 0.00085, 0.012)]:
 # ## Watch it go
 #
 # Now use it. The first row noises the pixels, the second the latents, seen through the decoder. Below, without the
-# decoder, one of the four channels of the latents themselves, red above 0 and blue below. (The small bicycle is a blob
-# at $t = 0$ already. That is not the noise: the autoencoder has no room for its spokes, see lesson 01.)
+# decoder, one of the four channels of the latents themselves, red above 0 and blue below. (The small bicycle has lost
+# its thin lines at $t = 0$ already: its frame has run together. That is not the noise: the autoencoder has no room for
+# them, see lesson 01.)
 
 
 # %%
@@ -354,7 +349,8 @@ show(picture_grid(maps, titles, scale=1), alt="A latent channel at five times: t
 # $$\mathrm{SNR}(t) = \frac{\bar\alpha_t}{1 - \bar\alpha_t}$$
 #
 # It runs over many powers of ten, so one takes ten times its logarithm: *decibels*. At 0 dB picture and noise are
-# equally strong. Every 10 dB are a factor of ten, every 3 dB about a factor of two.
+# equally strong. Every 10 dB are a factor of ten, every 3 dB about a factor of two. (Other code counts noise as
+# $\sigma = \sqrt{(1-\bar\alpha_t)/\bar\alpha_t} = 1/\sqrt{\mathrm{SNR}}$.)
 
 
 # %%
@@ -392,14 +388,15 @@ def shares_right(pictures):
 steps = [0, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999]
 both = {"pixels": pixels, "latents": latents}
 by_pixels, by_latents = (torch.tensor([shares_right(as_pictures(at(x0, t))) for t in steps]) for x0 in both.values())
-floor = shares_right(as_pictures(noise_like(pixels, seed=9)))
+floors = {name: shares_right(as_pictures(noise_like(x0, seed=9))) for name, x0 in both.items()}
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), sharey=True)
 for k, name in enumerate(ASKED):
-    curves = {"pixels": by_pixels[:, k], "latents": by_latents[:, k], "pure noise": [floor[k]] * len(steps)}
+    curves = {"pixels": by_pixels[:, k], "latents": by_latents[:, k]}
+    curves |= {f"noise, {name}": [floor[k]] * len(steps) for name, floor in floors.items()}
     plot(axes[k], steps, curves, title=f"{name}: share right", xlabel="t", ylim=(0, 1.05))
-show(figure, alt="Share right over t: kind and colour fall from t = 300 on to the floor of noise, background last.")
+show(figure, alt="Share right over t: kind and colour fall from t = 300 on to the floors of noise, background last.")
 early, late = (torch.stack([by_pixels, by_latents])[:, steps.index(t)] for t in (200, 600))
 print("at t = 200, nine in ten or more of everything are right:", bool(early.min() > 0.9))
 print("at t = 600, less than half of the kinds are right:", bool(late[:, 0].max() < 0.5))
@@ -413,8 +410,9 @@ for name, table in {"pixels": by_pixels, "latents": by_latents}.items():
 
 # %% [markdown]
 # Kinds and colours go first, backgrounds last. In kinds and backgrounds, pixels and latents fall at nearly the same
-# pace, though one grid has twelve times the numbers of the other: the same schedule on the same spread does much the
-# same damage. Colours are the exception. Read through the decoder, they go sooner.
+# pace, though one grid has twelve times the numbers of the other: to this judge the same schedule does much the same
+# damage to both. (What is really left differs, as you will see.) Colours are the exception. Read through the decoder,
+# they go sooner.
 #
 # Two honest remarks. The judge was trained on nearly clean pictures, and the decoder on clean latents. So these
 # curves say when *these* networks give up. They do not say that the information is gone; you will see below how much
@@ -423,7 +421,7 @@ for name, table in {"pixels": by_pixels, "latents": by_latents}.items():
 # ## Turn one knob: the schedule
 #
 # Repeat it for the pixels with the other two schedules. On the left the share of right kinds over $t$, on the right
-# the same points over the SNR:
+# the same points over the SNR, which falls to the right:
 
 # %%
 grid = steps[1:-1]
@@ -479,9 +477,9 @@ show(figure, alt="The power of pictures falls steeply from coarse to fine; level
 print("power of noise at 1 and at 32 waves: {:.1f}, {:.1f}".format(*power_by_fineness(noise_like(pixels, 6))[[0, 31]]))
 
 # %% [markdown]
-# The picture's power falls like a slope, and the noise is a water level that rises along it. The fine end drowns
-# first. At the beginning, the picture is loud nearly everywhere; at $t = 800$ only its coarsest waves stick out. Hence
-# the order in which a drawing appears (lesson 00): the way back uncovers the coarse first.
+# The picture's power falls like a slope, and the noise is a water level that rises along it. The fine end drowns first.
+# At $t = 100$ half of the finenesses are under water already; at $t = 800$ only the coarsest waves stick out. Hence the
+# order in which a drawing appears (lesson 00): the way back uncovers the coarse first.
 #
 # You can hear the coarse waves through the noise by taking means. A mean over 8 x 8 pixels leaves a coarse picture as
 # it is, and divides the spread of the noise by 8:
@@ -501,7 +499,8 @@ show(figure, alt="Two scenes at t = 700 look like noise; their block means show 
 # suppose that somebody tells you $x_0$. Then the step before, $x_{t-1}$, is a Gaussian that you can write down. Two
 # witnesses speak about it. From the past: starting at $x_0$, it should be near $\sqrt{\bar\alpha_{t-1}}\,x_0$, with
 # variance $1-\bar\alpha_{t-1}$. From the future: one step later it became $x_t$. Weigh the two by their precision, and
-# out comes the **posterior** (DDPM eq. 6 and 7):
+# out comes the **posterior** (DDPM eq. 6 and 7). Read $q(a \mid b)$ as: how $a$ is spread where $b$ is known; a tilde
+# marks what belongs to the step back:
 #
 # $$q(x_{t-1} \mid x_t, x_0) = \mathcal N(\tilde\mu_t,\ \tilde\beta_t I), \qquad
 # \tilde\beta_t = \frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t$$
@@ -560,9 +559,9 @@ show(figure, alt="A cloud of points, x_4 over x_5. The line of posterior means r
 #
 # ## The end that is not the end
 #
-# At $t = 999$ the judge does hardly better than on pure noise. Is there nothing left? The table above says
-# $\bar\alpha_{999} = 0.00466$, which is small, and not zero. Hire a detective. Show him one noisy picture and all 100
-# clean ones, and ask which it was. His method is the best there is for this game: shrink each candidate by
+# At $t = 999$ the judge names hardly more kinds and colours than in pure noise. Is there nothing left? The table above
+# says $\bar\alpha_{999} = 0.00466$, which is small, and not zero. Hire a detective. Show him one noisy picture and all
+# 100 clean ones, and ask which it was. His method is the best there is for this game: shrink each candidate by
 # $\sqrt{\bar\alpha_t}$ and take the nearest.
 
 

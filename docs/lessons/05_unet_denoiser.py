@@ -137,6 +137,9 @@ print(f"nothing: {naive['nothing'][0]:.1f} at every t | all, at t = 999: {naive[
 #
 # $$L = \mathbb E\big[\,\lVert \epsilon - \epsilon_\theta(x_t, t, c) \rVert^2\,\big]$$
 #
+# (As everybody does, the code takes the mean over the latent's numbers instead of their sum. That only rescales the
+# loss.)
+#
 # {{notation x0 x_t t_step c noise eps_hat x0_hat}}
 #
 # Who knows the noise knows the picture. Solve the jump of lesson 04 for $x_0$, with the answer $\epsilon_\theta$ in the
@@ -167,16 +170,17 @@ show(figure, alt="The clean scene, and what four blind answers leave of it at t 
 # > **Key idea.** Predicting the noise and predicting the picture are the same task in two units. At small $t$ a
 # > careless answer does little harm; at $t = 999$ every error counts almost fifteen times.
 #
-# The fine part does best, since subtracting it is a blur, and a blur is the oldest way to fight noise. But it blurs the
-# ball as well as the noise. A better answer must look at the whole grid, know what scenes look like, and know how noisy
-# this one is. These are the three things that you build now: convolutions at several sizes, weights that learn, and the
-# time.
+# Here, at $t = 400$, the fine part does best, since subtracting it is a blur, and a blur is the oldest way to fight
+# noise. But it blurs the ball as well as the noise. A better answer must look at the whole grid, know what scenes look
+# like, and know how noisy this one is. These are the three things that you build now: convolutions at several sizes,
+# weights that learn, and the time.
 #
 # ## Step 2: the time as a wave
 #
 # The network must know $t$, because the right answer depends on it. The plain way is one input number. Before you do
-# that, look at another way, the one of DDPM, taken from the transformer (Vaswani et al. 2017, section 3.5): many waves,
-# from fast to slow.
+# that, look at another way, DDPM's idea, taken from the transformer (Vaswani et al. 2017, section 3.5): many waves,
+# from fast to slow. This is the form that the code of Rombach et al. has; DDPM and the transformer order and space the
+# waves a little differently.
 #
 # $$\omega_k = 10000^{-k/(d/2)}, \qquad \mathrm{wave}(t) = [\cos \omega_k t \mid \sin \omega_k t], \qquad
 # k = 0 \dots d/2 - 1$$
@@ -263,7 +267,7 @@ class MyResBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(groups, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
         for parameter in self.conv2.parameters():
-            nn.init.zeros_(parameter)  # a fresh block changes nothing
+            nn.init.zeros_(parameter)  # a fresh block adds nothing to its shortcut
 
     def forward(self, x, t_emb):
         h = self.conv1(F.silu(self.norm1(x)))
@@ -324,14 +328,15 @@ print("down:", tuple(Down(24)(x).shape), "| up:", tuple(Up(24)(x).shape))
 # %% [markdown]
 # ## Step 5: the whole U-Net
 #
-# Now put them together. A level has residual blocks and, where the configuration says so, attention behind each. Take
-# the attention from the package for now; it is how the sentence comes in, and lesson 07 opens it. With
-# `attention=False` the U-Net is convolutions and time alone, and deaf to sentences.
+# Now put them together. A level has residual blocks and, where the configuration says so, attention behind each. At the
+# bottom of the U is the *middle*: two blocks with one attention between them, always. Take the attention from the
+# package for now; it is how the sentence comes in, and how distant positions look at each other. Lesson 07 opens it.
+# With `attention=False` the U-Net is convolutions and time alone, and deaf to sentences.
 
 
 # %%
 class MyLevel(nn.Module):
-    def __init__(self, config, channels, attention):
+    def __init__(self, config, channels, num_attention):  # how many of its blocks have attention behind them
         super().__init__()
         self.res_blocks = nn.ModuleList(
             MyResBlock(c_in, c_out, 4 * config.channels, config.norm_groups) for c_in, c_out in channels
@@ -339,7 +344,7 @@ class MyLevel(nn.Module):
         self.transformers = nn.ModuleList(
             SpatialTransformer(c_out, num_heads=config.num_heads, context_dim=config.context_dim,
                                depth=1, norm_groups=config.norm_groups)
-            for _, c_out in channels[:attention]
+            for _, c_out in channels[:num_attention]
         )  # fmt: skip
         self.downsample = self.upsample = None
 
@@ -362,8 +367,8 @@ class MyUNet(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down, self.up, kept, width = nn.ModuleList(), nn.ModuleList(), [widths[0]], widths[0]
         for level, out in enumerate(widths):
-            there = (n + 1) * (attention and level in config.attention_levels)
-            self.down.append(MyLevel(config, [(width, out)] + [(out, out)] * (n - 1), there))
+            num_attention = (n + 1) * (attention and level in config.attention_levels)
+            self.down.append(MyLevel(config, [(width, out)] + [(out, out)] * (n - 1), num_attention))
             kept += [out] * n
             if level < len(widths) - 1:
                 self.down[-1].downsample = Down(out)
@@ -371,11 +376,11 @@ class MyUNet(nn.Module):
             width = out
         self.mid = MyLevel(config, [(width, width)] * 2, int(attention))
         for level in reversed(range(len(widths))):
-            there, channels = (n + 1) * (attention and level in config.attention_levels), []
+            num_attention, channels = (n + 1) * (attention and level in config.attention_levels), []
             for _ in range(n + 1):
                 channels.append((width + kept.pop(), widths[level]))
                 width = widths[level]
-            self.up.append(MyLevel(config, channels, there))
+            self.up.append(MyLevel(config, channels, num_attention))
             self.up[-1].upsample = Up(width) if level > 0 else None
         self.norm_out = nn.GroupNorm(config.norm_groups, width)
         self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
@@ -425,7 +430,7 @@ for name, net in {"with attention": mine, "convolutions and time only": plain}.i
 #
 # ## Step 6: one step of training, and the average of all steps
 #
-# One step of training: take pictures, noises and times at random, all three fresh for every picture; noise; guess;
+# One step of training: take a batch of pictures at random; draw a noise and a time for each of them; noise; guess;
 # compare; go a little downhill. Three habits belong to it. The learning rate rises at first and then falls along half a
 # cosine. Gradients that are too long are cut. And a second copy of the weights, the **EMA** (exponential moving
 # average), follows the first one slowly:
@@ -645,9 +650,9 @@ print(f"parameters: this U-Net {see.count(snapshots[0]):,}, the shipped one {see
 #
 # ## What the loss says, and what it hides
 #
-# Each stop was measured on 128 held-out sentences with one object: the loss at each $t$, and what the judge reads from
-# 128 drawn pictures. First the loss over $t$, and how much cleaner the latents get, in decibels. Doing nothing leaves
-# the signal-to-noise ratio of lesson 04, so this is the curve of 0 steps.
+# The U-Net at each of these step counts was measured on 128 held-out sentences with one object: the loss at each $t$,
+# and what the judge reads from 128 drawn pictures. First the loss over $t$, and how much cleaner the latents get, in
+# decibels. Doing nothing leaves the signal-to-noise ratio of lesson 04, so this is the curve of 0 steps.
 
 # %%
 report = kit.load_measured()
@@ -658,18 +663,19 @@ at_100, at_900 = (kit.TIMES.index(t) for t in (100, 900))
 first, last, weight = rows[0]["loss_by_t"], rows[6400]["loss_by_t"], step_weight(schedule.alpha_bar)
 print("6,400 steps: the loss at t = 100 is more than ten times that at t = 900:", last[at_100] > 10 * last[at_900])
 print("and yet it gained more at t = 900:", last[at_900] / first[at_900] < last[at_100] / first[at_100])
-print(f"weight of the loss in this training: {weight[100]:.1f} at t = 100, {weight[900]:.0f} at t = 900")
+print(f"weight of the loss in the training of these U-Nets: {weight[100]:.1f} at t = 100, {weight[900]:.0f} at t = 900")
 
 # %% [markdown]
 # The two panels tell two stories. On the left, all that is left to learn seems to lie at small $t$; at large $t$ the
-# loss is nearly 0 from 400 steps on. On the right, the gain is largest just there. Both are true: at $t = 900$ a loss
-# of a hundredth, times its factor, is still an error as large as the latents, 0 dB. (And at $t = 0$ the loss stays near
+# loss is nearly 0 from 400 steps on. On the right, the gain is largest just there. Both are true: at $t = 900$ the
+# U-Net of 400 steps has a loss of 0.015. A squared error is multiplied by the *square* of the factor of step 1, here
+# about 70: still an error as large as the latents, 0 dB. (And at $t = 0$ the loss stays near
 # 1 to the end. The noise there is so faint that nobody can see it, or needs to.)
 #
 # So the plain loss looks mostly at steps that hardly matter to the eye, and little at those where the layout of a
-# picture is decided. The trainings of this course weigh each step, so that the same error *in the clean latents* costs
-# about the same at every $t$ (`step_weight`). The logs show the plain loss all the same, so that 1 stays the mark of
-# saying nothing.
+# picture is decided. Your own training above was plain. The package's trainings, such as the one behind these curves,
+# weigh each step, so that the same error *in the clean latents* costs about the same at every $t$ (`step_weight`). The
+# logs show the plain loss all the same, so that 1 stays the mark of saying nothing.
 #
 # In pictures: PSNR of the repaired scene against the clean one, beside the same without the U-Net.
 
@@ -771,8 +777,8 @@ print(f"in the levels with 1,280 channels {parts['widest levels']:.0%}")
 
 # %% [markdown]
 # The coarse levels hold most of the weights, and do their work on few positions; the finest level holds few and works
-# on 4,096 positions. So parameters and time lie at opposite ends of the U. Residual blocks hold twice as many as
-# attention.
+# on 4,096 positions. So the weights sit at the bottom of the U, and much of the work at its top. Residual blocks hold
+# twice as many as attention.
 #
 # Everything else is what you wrote: the same block, the same wave (of width 320), the same order of skips. Lesson 12
 # fills such a U-Net with published weights and proves it equal to another library's.

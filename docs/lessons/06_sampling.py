@@ -68,8 +68,9 @@ course_map(6)
 # ## Try first: one leap
 #
 # The network says what is noise. Subtract it, and you have the picture. Why not at once? Take four sentences and four
-# noises, ask the U-Net once at the noisiest time, subtract, decode. Beside it stand the drawings that the pipeline
-# makes of the same noises in twenty steps, with DDPM, the first sampler that you write.
+# noises, ask the U-Net once at the noisiest time, subtract, decode. Below stand the drawings that the pipeline makes of
+# the same noises in twenty steps, with DDPM, the first sampler that you write. (The leap is asked without guidance,
+# lesson 08: only then is the answer the mean.)
 #
 # `Guided` is the U-Net together with its sentences (lesson 08 opens it): you call it with latents, time and the
 # number of the step, and it answers with the noise. Its last argument is how much it insists on the sentence.
@@ -184,6 +185,8 @@ print(f"t = 999: whatever it sees, x0_hat lies within {float(guesses[999].abs().
 #
 # {{notation t a_prev x0_hat noise}}
 #
+# (This is the smaller of the two variances that DDPM tries; the other is $\beta$ itself.)
+#
 # Here $t'$ is the next time of the run. It is $t - 1$ if you visit all thousand, and may lie further off if you do
 # not. As a loop over ten thousand numbers that start as pure noise:
 
@@ -204,8 +207,10 @@ axes.legend()
 show(figure, alt="Two histograms side by side, drawn numbers and numbers of this world: the same lumps at -1 and 1.")
 
 # %% [markdown]
-# > **Check.** Half end at each lump, and each lump has its mean and nearly its spread of 0.15. (A hair too little;
-# > step 6 says why.) From pure noise you have drawn numbers of this world that nobody put in.
+# > **Check.** Half end at each lump, and each lump has its mean and nearly its spread of 0.15. (A hair too little, for
+# > two reasons. The Gaussian takes $\hat x_0$ for the truth, so its dice are a little too small. And the last step goes
+# > straight to $\hat x_0$; step 6 shows what that costs.) From pure noise you have drawn numbers of this world that
+# > nobody put in.
 #
 # As a function, it is one step between any two times. It takes the noise from outside, so that you decide about
 # chance:
@@ -302,6 +307,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True)
 for panel, way, title in zip(axes, (dicey, ways), ("DDPM (eta = 1)", "DDIM (eta = 0)"), strict=True):
     panel.plot([*fine, 0], way, linewidth=0.9)
     panel.set(xlim=(999, 0), xlabel="t", title=title)
+axes[0].set_ylabel("x")
 show(
     figure,
     alt="Left, jagged and crossing ways of DDPM; right, smooth ways of DDIM that part towards -1 and 1 uncrossed.",
@@ -319,9 +325,10 @@ print("ways of DDIM that cross:", int((ways.diff(dim=1) <= 0).any(dim=0).sum()))
 #
 # ## Step 4: how wrong is a stride?
 #
-# The smooth way is the solution of a differential equation, and DDIM follows it in straight strokes. With infinitely
-# many steps it would be exact. How wrong is it with $n$? For one Gaussian lump the exact answer is known: as there is
-# no chance, a number that lies two spreads above the mean stays two spreads above the mean, all the way:
+# The smooth way is the solution of a differential equation (the *probability flow ODE*, Song et al. 2021), and DDIM
+# follows it in straight strokes. With infinitely many steps it would be exact. How wrong is it with $n$ steps? For one
+# Gaussian lump the exact answer is known: as there is no chance, a number that lies two spreads above the mean stays
+# two spreads above the mean, all the way:
 #
 # $$\frac{x_t - \sqrt{\bar\alpha_t}\,m}{\sqrt{\bar\alpha_t s^2 + 1 - \bar\alpha_t}} = \text{constant}$$
 #
@@ -566,14 +573,14 @@ print(quality_table(figures))
 # %% [markdown]
 # Read it with care. Each share has an interval, as the last cell shows: with this many pictures, a difference of four
 # or five in a hundred may be luck. The distance has a worse flaw. Few pictures push it up, so much that *real* scenes
-# are far from real scenes. The lower grey line is the floor, and only the distance above it means something; never
-# compare such a number with one from a paper, which took tens of thousands of pictures and other features. What the
-# figure does say: the gain from more steps is at the beginning of the curve. After some sixteen you pay and get
-# nothing.
+# are far from real scenes. The two grey lines, nearly one, are real scenes and the same scenes folded and unfolded by
+# the autoencoder. They are the floor, and only the distance above them means something; never compare such a number
+# with one from a paper, which took tens of thousands of pictures and other features. What the figure does say: the gain
+# from more steps is at the beginning of the curve. After some sixteen you pay and get nothing.
 #
-# And where is the second order? 2M, nearest to the exact end in step 7, is nowhere ahead here; DDPM, which does not
-# even aim for that end, is nowhere behind. Look at what goes wrong. Draw 64 held-out sentences in ten steps by both,
-# and show every picture in which the judge sees more things than were asked for, beside the other sampler's:
+# And where is the second order? 2M, nearest to the exact end in step 7, is nowhere clearly ahead here; DDPM, which does
+# not even aim for that end, is nowhere clearly behind. Look at what goes wrong. Draw 64 held-out sentences in ten steps
+# by both, and show every picture in which the judge sees more things than were asked for, beside the other sampler's:
 
 # %%
 held_out = render_scenes(64, "test")
@@ -581,7 +588,8 @@ ten = {name: pipeline.draw(held_out.captions, range(64), num_steps=10, sampler=n
 told = {name: judged(each, held_out.captions) for name, each in ten.items()}
 found = sorted({k for _, more in told.values() for k in more})
 alt = "Above by 2M, below by DDPM, the same sentences and seeds: a dog, a boat, a house stand twice above, once below."
-look([each[found] for each in ten.values()], [f"{n}, {k}" for n in ("2M", "DDPM") for k in found], len(found), alt)
+names = [f"{name}, sentence {k}" for name in ("2M", "DDPM") for k in found]
+look([each[found] for each in ten.values()], names, len(found), alt)
 
 # %% tags=["nbval-ignore-output"]
 for name, (right, more) in told.items():
@@ -621,15 +629,16 @@ for name, rule in rules.items():
 # difference. So `Pipeline` draws with both where you name neither.
 #
 # One thing is left to explain, at the left end of the figure: at four steps 2M is the worst. Its clock says why. On
-# the grid of the pipeline the last stride is several times as long as the one before. So the line through two answers
-# is drawn far beyond them. After 32 steps the two answers are nearly the same, and nothing happens. After four they
-# are not. Take the memory away, for this one stride only:
+# the grid of the pipeline the last stride between two times, from 251 to 1, is several times as long as the one before.
+# So the line through two answers is drawn far beyond them. The same is true of a run of 32 steps, but there the two
+# answers are nearly the same, and nothing happens. In a run of four they are not. Take the memory away, for this one
+# stride only:
 
 
 # %%
 class Forgetful(My2M):
     def __call__(self, x, eps, t, t_prev, k):
-        self.before = None if t_prev == 1 else self.before  # the last stride of this grid ends at t = 1
+        self.before = None if t_prev == 1 else self.before  # the last stride between two times ends at 1
         return super().__call__(x, eps, t, t_prev)
 
 
@@ -681,17 +690,17 @@ print(f"20 steps take as long as {costs['U-Net, 20 steps'] / costs['the decoder,
 
 # %%
 test = render_scenes(4, "test")
-scenes, context = to_float(test.pictures), denoiser(test.captions, 1.0)
+scenes, told_of = to_float(test.pictures), denoiser(test.captions, 1.0)
 clean = pipeline.autoencoder.config.scale_factor * pipeline.autoencoder.encode(scenes).mode()
 
 
 def there_and_back(num_steps):
     times, x = [None, *timestep_grid(schedule, num_steps, "trailing")[::-1]], clean
     for t, t_up in pairwise(times):
-        x = ddim_step(x, context(x, t or 0, 0), t, t_up, schedule).x_prev
+        x = ddim_step(x, told_of(x, t or 0, 0), t, t_up, schedule).x_prev
     found = x
     for t, t_down in pairwise(times[::-1]):
-        x = ddim_step(x, context(x, t, 0), t, t_down, schedule).x_prev
+        x = ddim_step(x, told_of(x, t, 0), t, t_down, schedule).x_prev
     return found, x
 
 
@@ -712,8 +721,8 @@ print("ten times the steps, more than 10 dB:", back[50] > back[5] + 10)
 #
 # ## A deliberate failure
 #
-# Three slips that each of us has made once. All of them run, and none gives an error. *Noise at the end*: the loop
-# adds dice of variance $\beta$ at every step (which DDPM allows) and makes no exception for the last. *Wrong time*:
+# Three slips that each of us has made once. All of them run, and none gives an error. *Noise at the end*: the last
+# step adds dice like all others, of its whole variance $\beta = 1 - \bar\alpha_t$. *Wrong time*:
 # the network is told the time of the next step, an index off by one. *Old noise kept*: fresh noise is added, and the
 # old is not made smaller. Twenty steps each, first with the two lumps, where you can see what a slip does:
 
@@ -750,16 +759,17 @@ look(broken, FAULTS, 4, "A car on a beach, without a fault and with three; where
 # %% [markdown]
 # The last fault, everybody sees. You would blame the network, and train for another day. The others hide, because the
 # decoder smooths them over. Here the run without a fault has even slipped at the bonnet, and the wrong time gives the
-# neatest car: one picture proves nothing. The lumps show all three at once: compare with the first histogram. Their
-# denoiser is perfect, so the sampler is at fault. When a model of yours draws badly, run its sampler on a Gaussian
-# first. It takes less than a second.
+# neatest car: one picture proves nothing. The lumps show all three at once: compare with the first histogram. (Its
+# spread is 0.10 and not 0.15 without any fault: twenty even steps, and a long last leap.) Their denoiser is perfect, so
+# the sampler is at fault. When a model of yours draws badly, run its sampler on a Gaussian first. It takes less than a
+# second.
 #
 # ## Bonus: picture to picture
 #
-# Who says that a run has to begin with noise? Noise a picture half way, and begin there: the coarse things are left
-# and pull the drawing, the fine things are new. *Strength* is the share of the steps that run. Strength 0 keeps the
-# picture, strength 1 forgets it (lesson 04 told you what is gone at each time). In between, neither may win. You write
-# its start in an exercise; `Pipeline.redraw` has the rest:
+# Who says that a run has to begin with noise? Noise a picture half way, and begin there: the coarse things are left and
+# pull the drawing, the fine things are new. *Strength* is the share of the steps that run. Strength 0 keeps the
+# picture, strength 1 all but forgets it (lesson 04 told you what is gone at each time). In between, neither may win.
+# You write its start in an exercise; `Pipeline.redraw` has the rest:
 
 # %%
 strengths = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)
@@ -897,7 +907,7 @@ solution("sampling.ddim")
 #
 # ## Common mistakes
 #
-# - *Noise at the last step.* Grain over an otherwise good picture.
+# - *Noise at the last step.* Grain in pixels; behind a decoder you hardly see it.
 # - *The network is told another time than the latents stand at.* In the loop, and as the start of a run.
 # - *Comparing pictures of two programs* without comparing grid and end.
 # - *An inversion with guidance.* It does not come back; lesson 09 says what to do.
@@ -912,6 +922,8 @@ solution("sampling.ddim")
 #
 # - Ho, Jain, Abbeel: *Denoising Diffusion Probabilistic Models*, 2020 (arXiv 2006.11239). Step 2.
 # - Song, Meng, Ermon: *Denoising Diffusion Implicit Models*, 2021 (arXiv 2010.02502). Step 3, and the way back.
+# - Song et al.: *Score-Based Generative Modeling through Stochastic Differential Equations*, 2021 (arXiv 2011.13456).
+#   The differential equation of step 4.
 # - Lu, Zhou, Bao, Chen, Li, Zhu: *DPM-Solver++*, 2022 (arXiv 2211.01095). Step 5.
 # - Karras, Aittala, Aila, Laine: *Elucidating the Design Space of Diffusion-Based Generative Models*, 2022 (arXiv
 #   2206.00364). Grid, order and noise as separate choices.

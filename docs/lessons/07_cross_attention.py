@@ -120,9 +120,10 @@ show(picture_grid([overlay(picture, each, side=192) for each in panels.values()]
      alt="Added mean: one flat colour. Wanted: bright on the cat alone, and bright on the house alone.")  # fmt: skip
 
 # %% [markdown]
-# Two things went wrong. A mean forgets which colour belongs to which thing. A better summary could repair that, for
-# example CLIP's own (lesson 03). But the second fault stays with every summary: one vector, added everywhere, says the
-# same thing to every pixel. The cat's pixels need *red*, the house's pixels need *blue*.
+# (One flat colour in the left panel means: the same change everywhere.) Two things went wrong. A mean forgets which
+# colour belongs to which thing. A better summary could repair that, for example CLIP's own (lesson 03). But the second
+# fault stays with every summary: one vector, added everywhere, says the same thing to every pixel. The cat's pixels
+# need *red*, the house's pixels need *blue*.
 #
 # > **Key idea.** Let each position ask for the words that it needs. The sentence stays a row of vectors, and every
 # > position mixes its own sum of them.
@@ -134,7 +135,8 @@ show(picture_grid([overlay(picture, each, side=192) for each in panels.values()]
 # what it hands over. From the relations make weights that sum to 1, with a softmax, and take the weighted mean of the
 # values.
 #
-# By hand, with vectors of two numbers. The position asks for something like a cat:
+# By hand, with vectors of two numbers. Each product is divided by the root of the vectors' length, here $\sqrt 2$; step
+# 3 says why. The position asks for something like a cat:
 
 # %%
 query = torch.tensor([2.0, 0.0])
@@ -145,7 +147,7 @@ for word, power in powers.items():
 
 
 # %% [markdown]
-# For all positions, as loops. The division by the root of the length comes in step 3.
+# For all positions, as loops:
 
 
 # %%
@@ -190,6 +192,9 @@ x, _ = kit.catch(layer, run)
 print(LAYER, "| picture:", tuple(x.shape), "| sentence:", tuple(context_one.shape))
 
 # %% [markdown]
+# `up.1.block0` is the attention behind the first block of level 1 on the way up. (Level 0, 16 x 16, has no attention;
+# level 1 has maps of 8 x 8, level 2 of 4 x 4.)
+#
 # Some texts say that a *convolution* makes Q, K and V, others say a *linear layer*. Both are right. A convolution with
 # a 1 x 1 kernel looks at one position at a time, and so does a linear layer that is applied to every row:
 
@@ -213,7 +218,8 @@ print("Q:", tuple(q_linear.shape), "| K:", tuple(k_all.shape), "| V:", tuple(v_a
 # $$A = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt d}\right), \qquad \mathrm{out} = A\,V$$
 #
 # $A$ is the **attention map**: one row per position, one column per token. The softmax runs along a row, so that each
-# position shares out a whole look, 100%, over the tokens. Check it against the loops, on the first 32 channels:
+# position shares out a whole look, 100%, over the tokens. Check it against the loops, on the first 32 channels, the
+# width of one head (step 4):
 
 
 # %%
@@ -227,6 +233,9 @@ q, k, v = (each[0, :, :32] for each in (q_linear, k_all, v_all))
 out, probs = attention(q, k, v)
 print("loops and matrices agree:", torch.allclose(out, attention_loop(q, k, v), atol=1e-4))
 print("attention map:", tuple(probs.shape), "| every row sums to 1:", torch.allclose(probs.sum(dim=1), torch.ones(64)))
+
+# %% [markdown]
+# In the figure the map lies on its side: a column is a position and sums to 1, and most of the end marks are cut off.
 
 # %%
 labels = ["(start)", *SENTENCE.split(), "(end)", "(end)"]
@@ -308,14 +317,17 @@ figure = picture_grid([overlay(picture, heads.mean(0)[:, cat_place].unflatten(0,
 show(figure, alt="The scene coloured by the map of cat, mean and single heads, with the true outline of the cat.")
 
 # %% [markdown]
-# Yellow is where most of a position's look goes to *cat*, dark blue where least. The white line is the true
-# cat, which the network has never been told. This is one picture in one layer, so do not believe it yet.
+# Each map has colours of its own: yellow is its largest weight, dark blue its smallest. So compare the positions of one
+# map, not two maps. The white line is the true cat, which the network has never been told. This is one picture in one
+# layer, so do not believe it yet.
 #
 # ## Step 5: the transformer block
 #
 # Cross-attention never comes alone. The U-Net's block has three parts, each behind a norm and added to its input:
 # positions look at each other (*self-attention*: Q, K and V all from the picture), positions look at the words, and
-# each position thinks for itself in a small two-layer network.
+# each position thinks for itself in a small two-layer network, whose first layer makes two halves: GELU of the one says
+# how much of the other goes through (*GEGLU*, Shazeer 2020, arXiv 2002.05202). In the figure, + means: added to what
+# came in.
 
 # %%
 figure = flow_diagram(
@@ -427,7 +439,7 @@ show(
 #
 # ## Does a word look at its object?
 #
-# A pretty map proves nothing: you saw the ones that were shown. So measure, on all objects that their sentence names.
+# A pretty map proves nothing: you saw the ones that were shown. So measure, on every object that its sentence names.
 # A number for how well a map fits a mask: pick a pixel inside the object and one outside. How often has the inner one
 # the larger value? This is the **AUC**. 1 is perfect, 0.5 is chance, and it needs no threshold. First as it is said:
 
@@ -443,7 +455,7 @@ print("loop and package agree:", abs(by_loop - float(auc(field[None], cat))) < 1
 # Beside it two others. *IoU at the best threshold*: cut the map at the level where its overlap with the mask is best,
 # and divide overlap by union. *Pointing accuracy*: does the largest value of the map lie on the object?
 #
-# And four **controls**, because a good number alone says little. *Another word* of the same sentence, the other object
+# And three **controls**, because a good number alone says little. *Another word* of the same sentence, the other object
 # if there is one: if it does as well, the map says "something is here", not "cat". The *centre prior*, a blob in the
 # middle: objects often are there. An *untrained* U-Net with the same maps. Everything is averaged over all layers,
 # heads and four noise levels, so nobody has chosen the best one.
@@ -498,8 +510,9 @@ print("best and worst head more than 0.3 apart:", bool(table.max() - table.min()
 # %% [markdown]
 # Not every layer points. The best ones are on the way up, on the finer grid. Other heads are near chance, or look
 # *away* from the object: they must be doing something else. Even in one layer, heads differ. So "the attention map" of
-# a model does not exist; whoever shows one has chosen, or averaged. And it works at high noise too, where you yourself
-# would hardly see the cat.
+# a model does not exist; whoever shows one has chosen, or averaged. (Here each layer's and head's map is measured
+# alone. Most single maps are poor; it is their average that did so well above.) And it works at high noise too, where
+# you yourself would hardly see the cat, though there even the best layer is not far above the blob in the middle.
 #
 # > **Careful.** A map says where the model *looks*, not why it drew what it drew. The weight is only half of the
 # > story: what arrives is weight times value, and the other layers come on top.
@@ -525,7 +538,9 @@ print("masked before the softmax = zero and divide after it:", torch.allclose(be
 # > **Check.** Equal. From here on this is `ldm_tutor.attention_maps.ignore.Ignore`.
 #
 # Predict: you draw twelve sentences with one object each, and hide the object's word in all layers at all steps. In
-# how many of the pictures does the judge still find the object? Four ways to take the word away:
+# how many of the pictures does the judge still find the object? Beside the drawing as it is come four others: only the
+# word hidden; the word and all later tokens hidden; the other way round, everything hidden but the word and the start
+# mark; and the word never written.
 
 # %%
 single = [k for k, scene in enumerate(test.scenes) if len(scene.objects) == 1][:12]
@@ -561,11 +576,11 @@ figure = bars(list(found), list(found.values()), unit="of 12", title="pictures i
 show(figure, alt="Bars: many objects with the word hidden, few with all later tokens hidden.")
 
 # %% [markdown]
-# Were you right? Hide the word, and most of the objects stay! The attention is not at fault; the mask did what it
-# says. But the text tower has already carried *cat* into every later token, since each sees those before it (lesson
-# 03). The U-Net reads the cat from *snow* and from the end marks. Only when the word **and all that came after it**
-# are hidden, the object goes. Background and place go with it, because they were said later; where one of them fits all
-# the same, it is chance. The other way round, the word alone can be enough for the object.
+# Were you right? Hide the word, and most of the objects stay! The attention is not at fault; the mask did what it says.
+# But the text tower has already carried *cat* into every later token, since each sees those before it (lesson 03). The
+# U-Net reads the cat from *snow* and from the end marks. Only when the word **and all that came after it** are hidden
+# does the object go. Background and place go with it, because they were said later; where one of them fits all the
+# same, it is chance. The other way round, the word alone can be enough for the object.
 #
 # > **Key idea.** A mask removes a token, not a meaning. By the time that the U-Net looks, the words have already read
 # > each other.
@@ -628,16 +643,17 @@ show(study.strips_figure(towers), alt="Four sentences, a row for each tower: wit
 print(*study.told(towers), sep="\n")
 
 # %% [markdown]
-# CLIP wins, as the review says, and the last figure of each line says how: by listening. Tell the U-Net a stranger's
-# sentence, and with CLIP it guesses the noise worse; with a tower that trains along it hardly notices. The surprise is
-# the order of the other two. A random tower that *stands still* still gives every sentence vectors of its own, and the
-# U-Net learns to read them, colours first. A tower that moves is read by nobody: what the U-Net learned about it a
-# moment ago is no longer true. None of the three draws the right *thing* often. This U-Net is a fifteenth of ours and
-# has seen little; look at how the curves run, and give it more steps with `--stops`.
+# CLIP wins, as the review says, and the last figure of each line says how: by listening. Tell the U-Net the sentence of
+# another scene, and with CLIP it guesses the noise worse; with a tower that trains along it hardly notices. The
+# surprise is the order of the other two. A random tower that *stands still* still gives every sentence vectors of its
+# own, and the U-Net learns to read them, backgrounds first, then colours. A likely reason is that a tower that moves is
+# hard to read: what the U-Net learned about it a moment ago is no longer true. (We tried one learning rate for it,
+# 0.001, so do not take the gap for a constant of nature.) None of the three draws the right *thing* often. This U-Net
+# is a fifteenth of ours and has seen little; look at how the curves run, and give it more steps with `--stops`.
 #
 # So this is a result about little training, and not a law. The large text-to-image model of Rombach et al. trains its
-# text transformer together with the U-Net, from nothing, with far more pictures than we have. Stable Diffusion went
-# back to a frozen CLIP.
+# text transformer together with the U-Net, from nothing, with far more pictures than we have. Stable Diffusion, which
+# came after it, took a frozen CLIP.
 #
 # ## At full size
 #

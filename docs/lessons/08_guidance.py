@@ -9,11 +9,11 @@
 # %% [markdown]
 # # 08 · Guidance: how do you make it listen?
 #
-# The model has read your sentence, and draws what it likes: the place is wrong, a colour went to the wrong object, the
-# second object is missing. Training taught it what pictures with such a sentence look like, and that is all it owes
-# you. In this lesson you make it insist. You will have turned one number, the guidance scale, and measured what it
-# gains, what it costs, and where it breaks. First in one dimension, where every curve has a formula, then in the
-# shipped model.
+# The model has read your sentence, and now and then draws what it likes: a place is wrong, a colour went to the wrong
+# object, a thing is missing or there twice. Training taught it what pictures with such a sentence look like, and that
+# is all it owes you. In this lesson you make it insist. You will have turned one number, the guidance scale, and
+# measured what it gains, what it costs, and where it breaks. First in one dimension, where every curve has a formula,
+# then in the shipped model.
 #
 # > **Goal.** Write condition dropout, classifier-free guidance and the negative prompt, see exactly what guidance does
 # > to a distribution, and measure faithfulness against FID and variety over the scale.
@@ -39,7 +39,7 @@ from ldm_tutor.metrics.figures import share
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.reading import read_pictures
 from ldm_tutor.pipeline import load_pipeline
-from ldm_tutor.plots.figures import STYLE, picture_grid, show, signed_map
+from ldm_tutor.plots.figures import STYLE, picture_grid, plot, show, signed_map
 from ldm_tutor.sampling.guidance import Guided
 from ldm_tutor.sampling.loop import sample
 from ldm_tutor.sampling.noise import PictureNoise
@@ -51,12 +51,6 @@ plt.rcParams.update(STYLE)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 # Two small helpers for figures (click to open)
-def plot(axes, x, curves, **labels):
-    """Draw named curves, told apart by colour and by line."""
-    for (name, y), line in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
-        axes.plot(x, y, line, label=name)
-    axes.set(**labels)
-    axes.legend()
 
 
 def sheet(named, alt, down=False, scale=2):
@@ -80,7 +74,7 @@ fact_box(8)
 course_map(8)
 
 # %% [markdown]
-# ## A model that half listens
+# ## A model that nearly listens
 #
 # You need the shipped model, the judge that reads objects, colours, places and backgrounds from a picture, and 24
 # sentences that no training has seen. `draw` takes a *denoiser*, a function from noisy latents to the noise in them,
@@ -126,7 +120,8 @@ figure = picture_grid(unguided[:6], test.captions[:6], scale=2)
 show(figure, alt="Six pictures drawn without guidance, with their sentences above. Backgrounds fit; details may not.")
 
 # %% [markdown]
-# Read each sentence, then its picture. Something is usually not as ordered: a size, a place, a colour, an object.
+# Read each sentence, then its picture. Most is as ordered. Here and there something is not: a size, a place, a colour
+# that runs from one thing into the other, an object.
 #
 # ## Try first: say it louder
 #
@@ -191,9 +186,12 @@ show(figure, alt="Four densities: two bells at s = 0, the right bell at 1, narro
 #
 # $$\nabla \log p(x)\,p(c \mid x)^s = \nabla\log p(x) + s\,\nabla \log p(c \mid x).$$
 #
-# The noise that an ideal denoiser sees in $x$ is $-\sqrt{1-\bar\alpha_t}$ times such a gradient (the *score*). By
-# Bayes, the gradient of $\log p(c \mid x)$ is the difference of two scores. So you need no classifier, only two
-# answers of the denoiser, which is what *classifier-free* means (Ho and Salimans 2022):
+# The noise that an ideal denoiser sees in $x$ is $-\sqrt{1-\bar\alpha_t}$ times such a gradient (the *score*). For one
+# clean $x_0$ that is plain: $x$ is a bell around $\sqrt{\bar\alpha_t}\,x_0$ of variance $1-\bar\alpha_t$, so
+# $\nabla\log p = -(x-\sqrt{\bar\alpha_t}\,x_0)/(1-\bar\alpha_t) = -\epsilon/\sqrt{1-\bar\alpha_t}$; for many, both
+# sides are averaged alike. (From here on all densities are those of the noised $x$.) By Bayes, the gradient of
+# $\log p(c \mid x)$ is the difference of two scores. So you need no classifier, only two answers of the denoiser, which
+# is what *classifier-free* means (Ho and Salimans 2022):
 #
 # $$\hat\epsilon = \epsilon_u + s\,(\epsilon_c - \epsilon_u)$$
 #
@@ -277,7 +275,7 @@ for k, name in enumerate(("mean", "spread")):
 show(figure, alt="At s = 4 the histogram lies right of its density. Means of samples run away; spreads fall below it.")
 for k in (0, 4, 6):
     (m, d), (m_drawn, d_drawn) = density[k].tolist(), samples[k].tolist()
-    print(f"s = {grid[k]}: density: mean {m:.1f}, spread {d:.1f} | samples: mean {m_drawn:.1f}, spread {d_drawn:.1f}")
+    print(f"s = {grid[k]}: density: mean {m:.1f}, spread {d:.2f} | samples: mean {m_drawn:.1f}, spread {d_drawn:.2f}")
 
 # %% [markdown]
 # At $s = 1$ they agree. (All but: the mean is a little low, since the walk starts from pure noise and the last step of
@@ -385,7 +383,7 @@ print("for the class itself, with and without dropout, the error is below 0.2:",
 # %% [markdown]
 # The grey lines are the network without dropout, asked with 20 words that it never saw. It answers each of them, and
 # each differently: which one you take for "no class" is a matter of luck. Guidance would multiply that luck by the
-# scale. A share of a tenth is enough to learn the answer, and the class loses hardly anything. Ho and Salimans tried
+# scale. A share of a tenth is enough to learn the answer, and the class stays close to its own. Ho and Salimans tried
 # 0.1, 0.2 and 0.5, and found the small shares better.
 #
 # ## Step 4: in the U-Net
@@ -432,9 +430,10 @@ with torch.inference_mode():
 # > which rows have the sentence, and refuses shapes that do not fit. There is nothing more inside.
 #
 # What does the pull look like? Take the fifth sentence, the one with the boat, and at some of its steps ask for the
-# clean latents that each answer implies. Time runs from left to right. The rows from the top: without the sentence,
-# with it, guided with scale 4. The last row is the pull itself, the difference of the first two as latents, its mean
-# over the channels.
+# clean latents that each answer implies. The walk itself is plain, scale 1; each row is one look ahead from it. Time
+# runs from left to right. The rows from the top: without the sentence, with it, guided with scale 4. (There the guess
+# of the empty sentence is subtracted three times, which may leave a ghost.) The last row is the pull itself, the
+# difference of the first two as latents, its mean over the channels: red above 0, blue below, on one scale of colours.
 
 # %%
 one, x, views, gaps = context[4:5], pipeline.noise([4]), [], []
@@ -446,7 +445,7 @@ with torch.inference_mode():
         pull = clean[1] - clean[0]
         gaps.append(float(pull.square().mean().sqrt()))
         if state.step % 3 == 0:
-            views.append([*map(pipeline.decode, clean), signed_map(pull[0].mean(dim=0), scale=4)])
+            views.append([*map(pipeline.decode, clean), signed_map(pull[0].mean(dim=0), scale=4, limit=1.0)])
         x = state.latents
 rows = dict(zip(("without", "with", "guided", "pull"), zip(*views, strict=True), strict=True))
 sheet(rows, alt=f"{test.captions[4]}: four steps; guesses without, with, guided; a map of the pull.")
@@ -454,8 +453,8 @@ print("the pull at the first step is more than twice the one at the last:", gaps
 
 # %% [markdown]
 # Early, the answer without the sentence is a guess at anything, and the pull covers the whole picture. Later the
-# latents themselves show what is being drawn, the empty sentence sees it as well, and the two answers grow alike. Keep
-# that in mind for the section on a part of the steps.
+# latents themselves show what is being drawn, the empty sentence sees it as well, and the clean latents that the two
+# answers imply grow alike. Keep that in mind for the section on a part of the steps.
 #
 # What does it cost? Two rows of the U-Net for every step:
 
@@ -476,8 +475,9 @@ for scale in (1, 4):
 #
 # A FID of 24 pictures is far too high, whatever they show. So measure what 24 *real* pictures get, ten times: the band
 # says how much depends on which 24 scenes you happen to take, and the first lesson is how wide it is. The scales are
-# compared on the same sentences and seeds, which is fairer than the band. To see whether a difference between two
-# scales is more than luck, repeat it on twenty random subsets of 16 sentences.
+# compared on the same sentences and seeds, which is fairer than the band. To see whether a few pictures make the
+# difference, repeat it on twenty random subsets of 16 sentences (they share most of their pictures, so this is no proof
+# against luck).
 
 # %%
 SCALES, seeds = (0, 1, 2, 4, 8), list(range(24))
@@ -521,10 +521,10 @@ for scale, (value, low, high) in zip(SCALES, met.tolist(), strict=True):
     print(f"latents {raw[scale].std():.2f}")
 
 # %% [markdown]
-# That is the trade-off of the papers in small. From 0 to 1 the model starts to listen at all. Up to 2 or 4 it follows
-# as well or better, at a FID that you cannot tell from plain sampling with so few pictures. At 8 you pay with both. Be
-# honest about the numbers: 24 sentences are few, the intervals are wide (and a little too narrow, since the wishes of
-# one sentence share a picture), and in FID all scales lie in or near the band of real pictures.
+# That is the trade-off of the papers in miniature. From 0 to 1 the model starts to listen at all. Up to 2 or 4 it
+# follows as well or better, at a FID that you cannot tell from plain sampling with so few pictures. At 8 you pay with
+# both. Be honest about the numbers: 24 sentences are few, the intervals are wide (and a little too narrow, since the
+# wishes of one sentence share a picture), and in FID all scales lie in or near the band of real pictures.
 #
 # For a real comparison take a few hundred pictures and a cup of tea, and ask more of a picture: that it shows *all* of
 # its sentence. With 20 steps, and the interval behind each share:
@@ -540,9 +540,10 @@ for scale, (value, low, high) in zip(SCALES, met.tolist(), strict=True):
 #
 # ## Beyond the data: where 8 breaks
 #
-# The toy predicted it: guidance pushes beyond where the data are. Look at the spread of the latents. The decoder and
-# the U-Net have only met latents with a spread of about 1. In large models this shows as *burnt* pictures: colours at
-# the limit, contrast too hard. Our scenes consist of strong flat colours anyway, so look at the latents:
+# The toy predicted a push beyond where the data are, and samples that get narrower. Look at the spread of the latents:
+# here it *grows*. The decoder and the U-Net have only met latents with a spread of about 1. In large models this shows
+# as *burnt* pictures: colours at the limit, contrast too hard. Our scenes consist of strong flat colours anyway, so
+# look at the latents:
 
 # %%
 figure, axes = plt.subplots(figsize=(5.2, 2.8))
@@ -569,6 +570,11 @@ for (name, pictures), spread in zip(seen.items(), spreads, strict=True):
     print(f"{name}: wishes {followed(pictures, asked[:12]).value:.2f}, spread of the latents {spread:.2f}")
 
 # %% [markdown]
+# So it was mostly the walk: at the same scale, with shorter steps or another sampler, the pictures are whole. What is
+# left above 1 may be the push of the toy. (Large models also repair the result. *Dynamic thresholding*, Saharia et al.
+# 2022, cuts off pixel values; *guidance rescale*, Lin et al. 2023, gives the guided answer the spread of the plain
+# one.)
+#
 # > **Key idea.** Scale, number of steps and sampler belong together. A scale that breaks one walk may be fine in
 # > another, so measure them together, and never take over the number alone.
 #
@@ -582,7 +588,7 @@ for (name, pictures), spread in zip(seen.items(), spreads, strict=True):
 # %%
 open_asks = pipeline.embed([f"a {kind}" for kind in ("house", "ball", "boat") for _ in range(8)])
 varied = {s: pipeline.decode(draw(Guided(unet, open_asks, empty, s), 3 * [*range(100, 108)])) for s in (1, 4)}
-ALT = "Eight seeds for `a house` at scale 1, and below at scale 4, where they look more alike."
+ALT = "Eight seeds for `a house` at scale 1, and below at scale 4; some pictures may have no house."
 sheet({f"s = {s}": each[:8] for s, each in varied.items()}, alt=ALT, scale=1)
 
 
@@ -600,9 +606,11 @@ for s, each in varied.items():
 
 # %% [markdown]
 # At scale 4 the seeds matter less: the pull goes where the network finds the picture most *typical* of its sentence.
-# The last lines say more. Nobody asked for a colour, and the data have eight. Look how many the model uses: a small
-# model may have favourites even without guidance, and guidance cannot bring back what is missing there. A set of
-# pictures for people to choose from wants a low scale; one picture that must be right wants a higher one.
+# (Every sentence of the training names a colour, so "a house" is of a kind that the model has never read. That is why
+# some pictures are empty.) The last lines say more. Nobody asked for a colour, and the data have eight. Look how many
+# the model uses: a small model may have favourites even without guidance, and guidance cannot bring back what is
+# missing there. A set of pictures for people to choose from wants a low scale; one picture that must be right wants a
+# higher one.
 #
 # ## Say what you do not want
 #
@@ -631,12 +639,13 @@ print(f"negative prompt {phrase!r}: {counts[0]} of 12 before, {counts[1]} after;
 
 # %% [markdown]
 # > **Careful.** A negative prompt replaces the empty sentence, so you lose the comparison with "anything". The house is
-# > now drawn as *house, away from that background*. Had you written "a house" into the negative text as well, you would
-# > push the house away together with its background. Name only what should go. The fourth exercise separates the two.
+# > now drawn as *house, away from that background*. Had you written "a house" into the negative text as well, it would
+# > stand on both sides, and all of its extra pull would cancel: it is drawn as at scale 1. Name only what should go.
+# > The fourth exercise separates the two.
 #
-# Look at the price, too. Some of the houses were missing before, more are missing now, and some pictures have turned
-# dark or odd: at scale 4 the push from that background is as strong as the pull to the house. Nothing else was
-# promised.
+# Look at the price, too: houses may be missing that were there before, and some pictures may have turned dark or odd.
+# Counted from the empty sentence, you go $s = 4$ times towards the house and $s - 1 = 3$ times away from that
+# background: the push is nearly as strong as the pull. Nothing else was promised.
 #
 # ## Only in a part of the steps
 #
@@ -655,7 +664,7 @@ parts = {name: in_part(*steps) for name, steps in {"0 to 4": (0, 5), "2 to 6": (
 parts = {name: pipeline.decode(draw(each, few)) for name, each in parts.items()}
 shown = {"never": made[1][:12], **parts, "always": made[4][:12]}
 sheet({name: each[[2, 5]] for name, each in shown.items()}, "Guided never, in three parts, always.", down=True)
-near = {name: float(psnr(each, shown["always"]).mean()) for name, each in parts.items()}
+near = {name: float(psnr(shown[name], shown["always"]).mean()) for name in ("never", *parts)}
 print("guided early is nearer to always guided than guided late, by 1 dB or more:", near["0 to 4"] > near["5 to 9"] + 1)
 
 # %% tags=["nbval-ignore-output"]
@@ -686,8 +695,9 @@ print("swapped, less than half of the wishes that the right way meets:", found["
 print({name: round(value, 2) for name, value in found.items()})
 
 # %% [markdown]
-# Swapped, the pictures avoid what you asked for. Test for it with two lines: at scale 1 guided and plain sampling must
-# agree, and at scale 0 the sentence must not matter.
+# Swapped, the pictures avoid what you asked for. Test for it with one line: at scale 0 the sentence must not matter, so
+# two sentences must give the same noise. (At scale 1 our class takes the short way and never builds the batch, so
+# "scale 1 equals plain sampling" tests nothing there.)
 #
 # The zeros are the nastier lesson. Look at the number above: in our model the damage may be too small to notice,
 # because attention to zero vectors adds nothing, which happens to resemble "no sentence". It is still a text that the
@@ -705,9 +715,10 @@ print({name: round(value, 2) for name, value in found.items()})
 #
 # > **At full size.** Stable Diffusion's script draws with scale 7.5 and 50 steps, the text-to-image LDM with scale 5
 # > and 200 steps. Every guided step sends two rows through the U-Net, one for the empty sentence and one for yours, so
-# > guidance doubles the cost of drawing, there as here. The batch order is the same as ours, empty first, and so is the
-# > formula: our class would guide their U-Net as it is. A scale is not portable, though: 7.5 in fifty steps on their
-# > latents is not 7.5 in ten steps on ours.
+# > guidance doubles the work of the U-Net. (In time it is a little less here, as you measured: two rows in one call
+# > cost less than two calls.) The batch order is the same as ours, empty first, and so is the formula: our class would
+# > guide their U-Net as it is. A scale is not portable, though: 7.5 in fifty steps on their latents is not 7.5 in ten
+# > steps on ours.
 #
 # ## Move over the grid
 #
@@ -831,7 +842,7 @@ solution("guidance.one_call")
 #
 # ## Common mistakes
 #
-# - *The halves swapped.* The model avoids your sentence. Check that scale 1 equals plain sampling.
+# - *The halves swapped.* The model avoids your sentence. Check that at scale 0 the sentence does not matter.
 # - *The other convention.* $w = 0.5$ of one paper is $s = 1.5$ here.
 # - *No dropout in training.* The empty sentence then means nothing to the network, and guidance amplifies that.
 # - *Zeros, or an empty string that is tokenized differently*, where the training used the empty sentence.

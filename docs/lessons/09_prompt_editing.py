@@ -90,8 +90,10 @@ show(picture_grid([*before, *again], [*sources, *targets], columns=4, scale=2), 
 # %% [markdown]
 # Sometimes it works. Sometimes the new thing stands elsewhere, has another size, or comes twice, though the sentence
 # speaks of one. To put a number on "everything else", compare the pixels *outside* the thing that should change. The
-# judge (lesson 00) finds its box in the source and in the result; what lies outside both is the background. Its
-# error is told in decibels, as in lesson 04: 6 dB more is half the error.
+# judge (lesson 00) finds its box in the source and in the result; what lies outside both is the background. Its error
+# is told in decibels, as in lesson 04: 6 dB more is half the error. (A thing that stands elsewhere, or twice, costs
+# nothing in it, since its boxes are left out wherever they are. Where it is, and how often, you have to look, or
+# count.)
 
 
 # %%
@@ -132,7 +134,8 @@ show(picture_grid([*placed, *moved], [e[0] for e in PLACED] + [e[1] for e in PLA
 
 # %% [markdown]
 # Where the sentence says *on the left*, the new thing is on the left too: sentence and seed have already fixed the
-# scene between them. Whoever shows you an editing method on such sentences shows you little. The hard case is the
+# scene between them. Whoever shows you an editing method on such sentences shows you little about *place*:
+# there the seed has done the work. (What happens to the rest of the picture, you will measure.) The hard case is the
 # first one, where the place is the model's own choice, and the choice hangs on every word.
 #
 # > **Key idea.** Where things stand is decided in the attention maps. What they are comes from the values. So keep the
@@ -168,8 +171,9 @@ titles = ["house, first 3 steps", "house, all steps", "rocket, first 3 steps", "
 show(picture_grid(panels, titles, scale=1), alt="Maps of house on its picture, and of rocket on the re-drawn one.")
 
 # %% [markdown]
-# Yellow is where a position looks most at the word. In the first three steps of ten both fields are wide and much
-# alike: with noise at every step, the place is still open. Over all steps they differ, the one above, the other below.
+# Yellow is where a position looks most at the word, each map in colours of its own. In the first three steps of ten
+# both fields are wide: with noise at every step, the place is still open. Over all steps they differ, the one above,
+# the other below.
 #
 # ## Step 2: take the maps over
 #
@@ -206,7 +210,8 @@ def take_over_loop(rows, probs):
 
 # %% [markdown]
 # The inner loops are one line for tensors. As a class that knows when to stop, for both kinds of attention: the
-# positions' look at the words (*cross*) and their look at each other (*self*). The second holds the layout together.
+# positions' look at the words (*cross*) and their look at each other (*self*). In large models the second holds the
+# layout together; below you measure what it earns here.
 
 
 # %%
@@ -342,8 +347,8 @@ print("rows of the new map still sum to 1:", torch.allclose((probs @ mapper).sum
 # %% [markdown]
 # For a **refinement**, such as *a house* becoming *a large house*, the shared words must be found. That is a classic:
 # lay the two sentences along the sides of a table, and find the way through it that collects the most matches
-# (Needleman and Wunsch 1970). A match counts 1, a gap 0. Matched tokens take the source's map. New ones have no
-# counterpart, so they keep their own: $\alpha = 0$.
+# (Needleman and Wunsch 1970). A match counts 1, a gap 0, and a mismatch -1, so that it never pays. Matched tokens take
+# the source's map. New ones have no counterpart, so they keep their own: $\alpha = 0$.
 
 
 # %%
@@ -424,10 +429,10 @@ ALT = "A bicycle with the word blue weighted from -1 to 3. Above, blue from 0 on
 show(picture_grid([*shallow, *deep], titles, columns=6, scale=2), alt=ALT)
 
 # %% [markdown]
-# The upper row is the method as it was published. From 0.5 to 3 it does next to nothing here, and at 0 the blue is only
-# paler. You know the reason
-# from lesson 07: the text tower has carried *blue* into every later token, so its own token is one voice among many.
-# Turn it off, and the others go on saying it.
+# The upper row multiplies in the U-Net only, as the published method does (with our own shares and local blend). From
+# 0.5 to 3 it does next to nothing here, and at 0 the blue is only paler. You know the reason from lesson 07: the text
+# tower has carried *blue* into every later token, so its own token is one voice among many. Turn it off, and the others
+# go on saying it.
 #
 # So turn the word up where it is *read*. Let $c$ be the context of the sentence, and $c'$ the one of a text tower in
 # which no other token may look at *blue*. Their difference is what *blue* has told the others. Take $f$ times as much:
@@ -487,7 +492,8 @@ print("fewer where the text tower ignores it too:", with_color(made[1::2]) < wit
 # ## Step 6: local blend
 #
 # Injection keeps the layout; it does not keep every pixel. **Local blend** does. The maps say where the changed words
-# are, so outside of that put the source's latents in the place of the target's, after each step. By hand: average the
+# are, so outside of that put the source's latents in the place of the target's, after each step but those of the first
+# fifth, when nobody knows the place yet. By hand: average the
 # maps of *house* in the source and of *rocket* in the target, bring them to 16 x 16, take the largest of each 3 x 3
 # neighbours, and keep what is above half of the maximum.
 
@@ -545,7 +551,7 @@ names = {"same seed": "_reprompt", "no local blend": "_no_blend", "no self-atten
 for group, title in (("swap", "without a place"), ("swap_named_places", "place named")):
     levels = {name: figures[f"{group}{way}_background_psnr"]["value"] for name, way in names.items()}
     figure = bars(list(levels), list(levels.values()), form="{:.0f}", unit="dB", title=f"background, {title}")
-    show(figure, alt=f"Bars of the background's PSNR for swaps {title}: same seed lowest, default edit highest.")
+    show(figure, alt=f"Bars of the background's PSNR, {title}: same seed lowest, the two with local blend highest.")
 gain = figures["swap_background_psnr_gain_db"]["value"]
 print("without a place, the edit keeps the background 4 dB better or more:", gain >= 4)
 print("the new thing is seen in more than three of four:", figures["swap_new_object"]["value"] > 0.75)
@@ -561,7 +567,8 @@ for key in ("new_object", "rest_kept"):
 # the thing is fixed then, the rest of the scene is not.
 #
 # These are 16 swaps, and the intervals are wide. Here are 300 of each kind of edit, measured as the command below does
-# it and kept with the course: in 20 steps, by `euler-a`, which is DDPM by another name.
+# it and kept with the course: in 20 steps, by `euler-a`, another way to write DDPM's step; with the same dice it gives
+# the same picture.
 
 # %%
 measured = kit.load_measured()
@@ -577,12 +584,12 @@ for key in keys:
 
 # %% [markdown]
 # Read the failures too. What an edit keeps cannot be more than what the source had: of those sources that showed all
-# of their sentence, most keep it. Drawing again names at least as many things right as any edit does; what the edit
+# of their sentence, most keep it. Drawing again gets at least as many things right as any edit does; what the edit
 # wins is the background's pixels. A refinement by injection shows its new word *less* often than drawing again does;
 # that is its price for keeping the picture. A colour that only the U-Net ignores stays. Where the text tower ignores it
 # too, it is left to chance, and now and then the thing goes with it (`others_object`), as often when drawn freely
-# (`free`, nothing taken over). But a *background* that the text tower ignores stays, because the maps of the source
-# still hold it; drawn freely, it goes.
+# (`free`, nothing taken over). But a *background* that the text tower ignores stays, because the source's maps and the
+# local blend still hold it; drawn freely, it goes.
 #
 # > **Try it.** `ldm-tutor evaluate editing --num 300 --sampler euler-a --json editing.json` makes all of them anew, in
 # > half an hour of one core. Begin with `--num 12 --steps 10`, and compare the samplers.
@@ -591,7 +598,7 @@ for key in keys:
 #
 # So far, both pictures came out of the model. A photograph has no seed. But a drawing by DDIM, without dice, can be
 # walked backwards (lesson 06): **DDIM inversion** gives the noise from which the picture would have been drawn. Take
-# one that our own code has painted, so that the model has never seen it:
+# one that our own code has painted. No model has drawn it, so it has no seed:
 
 # %%
 REAL = Scene(objects=(SceneObject.put("house", "yellow", "large", "middle"),), background="beach", seed=3)
@@ -610,7 +617,7 @@ at_4 = pipe.edit_picture(plain_4, [change], guidance=4.0)
 #
 # **Null-text inversion** (Mokady et al. 2022) repairs it. Keep the path of the inversion. Then draw with guidance, and
 # in each step adjust the one thing that the edit does not need: the context of the *empty* sentence. A few steps of
-# Adam, until the guided step lands on the path.
+# Adam, until the guided step lands nearer to the path.
 
 # %%
 cost_card("null-text inversion, 10 steps with 10 of Adam each", seconds=12)
@@ -626,7 +633,7 @@ show(picture_grid(panels, titles, columns=4, scale=2), alt=ALT)
 figure, axes = plt.subplots(figsize=(5.6, 2.6))
 axes.semilogy(plain_4.misses, "s--", label="as it is")
 axes.semilogy(healed.misses, "o-", label="null-text")
-axes.set(xlabel="step", ylabel="distance from the path")
+axes.set(xlabel="step", ylabel="mean squared distance")
 axes.legend()
 show(figure, alt="Distance from the path over the steps, logarithmic: with null-text far below the plain inversion.")
 print("null-text stays nearer to the path:", sum(healed.misses) < 0.5 * sum(plain_4.misses))
@@ -775,7 +782,8 @@ solution("prompt_editing.take_over")
 # - The same seed keeps the place where the sentence names it, and often not where it does not.
 # - Source and target are drawn in one batch, with the same noise at the start and at every step. The target takes the
 #   source's maps and reads its own words through them.
-# - Cross-attention says which word is where; self-attention holds the layout. One share does not suit all swaps.
+# - Cross-attention says which word is where; self-attention holds the layout, in large models at least. One share does
+#   not suit all swaps.
 # - Swaps need as many words; refinements are aligned, and new words keep their own map.
 # - A word's weight in the U-Net is only a part of what it says: the text tower has spread it.
 # - Local blend keeps the rest, latent for latent. A real picture needs inversion, and with guidance null-text.
@@ -785,7 +793,7 @@ solution("prompt_editing.take_over")
 # - *Two noises.* Every row of the batch must start from the same one, and meet the same one at every step.
 # - *Editing the rows without the sentence.* Guidance then pulls against itself.
 # - *An edit that silently does nothing*, because the tap was never attached. Print the number of layers.
-# - *Judging on sentences that name the place.* The seed has fixed the place already.
+# - *Judging where things stand on sentences that name the place.* The seed has fixed it already.
 # - *Dividing after re-weighting.* Then a factor on a word that has all the look does nothing.
 # - *Inversion with guidance.* It does not come back.
 #

@@ -163,9 +163,9 @@ show(kit.doors_figure(), alt="The U-Net with two doors: channels beside the late
 
 # %% [markdown]
 # What has a place in the picture for each of its values comes as channels: a mask, a picture, a map. What has none, or
-# speaks of the picture as a whole, comes as tokens: words, boxes, a class. That is the paper's section 3.3, and it is
-# the review's conclusion: with cross-attention and concatenation, one architecture serves text, boxes,
-# super-resolution and inpainting.
+# speaks of the picture as a whole, comes as tokens: words, boxes, a class. That is the paper's section 3.3, and the
+# conclusion of the review that this course grew from: with cross-attention and concatenation, one architecture serves
+# text, boxes, super-resolution and inpainting.
 #
 # ## Step 1: a box becomes three tokens
 #
@@ -238,8 +238,8 @@ print("top right corner:", published.place(1, 0), "| bottom left:", published.pl
 # ## Step 2: tokens join the sentence
 #
 # A small transformer turns the row into vectors, as wide as those of the words. They are laid behind the sentence.
-# Cross-attention does not mind: its softmax runs over however many there are (lesson 07). So no layer of the U-Net
-# changes.
+# Cross-attention does not mind: its softmax runs over however many there are (lesson 07). So no layer has to be added
+# or widened.
 
 # %%
 torch.manual_seed(5)
@@ -257,9 +257,9 @@ print("words", tuple(words.shape), "boxes", tuple(boxes.shape), "together", tupl
 print("the U-Net does not care for the order of the tokens:", torch.allclose(eps, shuffled, atol=1e-4))
 
 # %% [markdown]
-# Good: then the order of the boxes does not matter either. But think on: if order says nothing, how does the U-Net know
-# which corners belong to the cat? It cannot, unless the encoder has told each token its neighbours. Take the encoder's
-# positions away, and let cat and house exchange their corners:
+# It looks as if the order of the boxes did not matter either. But think on: if order says nothing, how does the U-Net
+# know which corners belong to the cat? It cannot, unless the encoder has told each token its neighbours. Take the
+# encoder's positions away, and let cat and house exchange their corners:
 
 # %%
 exchanged = tokens[:, [0, 4, 5, 3, 1, 2, 6, 7, 8]]  # the cat gets the house's corners, the house the cat's
@@ -278,7 +278,8 @@ print("with positions, the exchange is heard:", heard(encoder) > 1e-4, "| withou
 
 # %% [markdown]
 # Without positions, the two layouts are one and the same. This is binding again, the problem of *red cat, blue house*
-# (lesson 03), solved in the same place: before the U-Net looks.
+# (lesson 03), solved in the same place: before the U-Net looks. The price: the same boxes in another order are other
+# vectors too. That this means nothing, training has to teach, so the boxes are shuffled there.
 #
 # ## Step 3: channels join the latents
 #
@@ -309,6 +310,9 @@ print("and their weights have a slope, so they can learn:", bool(slope.abs().max
 
 # %% [markdown]
 # > **Check.** Nothing changes at first, and the door is open. From here on this is `ldm_tutor.models.condition`.
+#
+# (*ControlNet*, Zhang et al. 2023, is the same thought made large: a trained copy of the U-Net's first half reads the
+# map, and what it says comes in through convolutions that start at zero.)
 #
 # ## Step 4: what the channels hold
 #
@@ -401,19 +405,21 @@ for name, new in starts.items():
     panels[name] = draw_with(MyConditioned(widen(pipe.unet, 5, new), given, dropped, 4.0), seeds)
 titles = [f"new weights {name}" for name in panels for _ in range(2)]
 show(picture_grid([each[k] for each in panels.values() for k in (0, 2)], titles, columns=6, scale=2),
-     alt="New weights of zero give good pictures, random ones odd ones, copied ones ruined ones.")  # fmt: skip
+     alt="New weights of zero and small random ones give good pictures, copied ones ruined ones.")  # fmt: skip
 
 # %% [markdown]
 # > **Check.** From here on this is `ldm_tutor.conditions.given`.
 #
-# The first pair ignores the hole, as it must before any training. The other two show what the zeros are for. *Copied*
-# sounds clever: the masked picture's latents are latents too. But then they are added to the noisy ones, as if they
-# were a part of them, and all that the U-Net has learned about noise levels is wrong.
+# The first pair ignores the hole, as it must before any training. Small random weights change the picture a little;
+# *copied* ones show what the zeros are for. Copying sounds clever: the masked picture's latents are latents too. But
+# then they are added to the noisy ones, as if they were a part of them, and all that the U-Net has learned about noise
+# levels is wrong.
 #
 # ## Boxes, trained
 #
-# `load_steered` loads such a condition and the U-Net that it makes of the shipped one. Here are four layouts with one
-# box, four with two, and the same four with a sentence that says no place. The boxes are such as scenes have.
+# `load_steered` loads such a condition and the U-Net that it makes of the shipped one. (It was trained with the U-Net's
+# own weights adjusted a little as well; how that fits into a small file, the deep dive tells.) Here are four layouts
+# with one box, four with two, and the same four with a sentence that says no place. The boxes are such as scenes have.
 
 
 # %%
@@ -445,8 +451,8 @@ show(picture_grid(panels, ["one box"] * 4 + ["two boxes"] * 4 + TOLD, columns=4,
 # to learn to read it from them, and that comes last in training. The sentences add colours and backgrounds, and say
 # no place.
 #
-# Now with a number. **IoU** is what two boxes share, divided by what they cover together. The drawn box comes from the
-# judge. Before you trust it, try it on painted scenes, whose boxes you know:
+# Now with a number. **IoU** is what two boxes share, divided by what they cover together; this course aims at 0.6. The
+# drawn box comes from the judge. Before you trust it, try it on painted scenes, whose boxes you know:
 
 
 # %%
@@ -574,9 +580,10 @@ print("outside of the holes every pixel is the original's:", bool(((filled == pi
 
 # %% [markdown]
 # `Steered.inpaint` does both: its U-Net reads the masked picture, and the known part is put back after each step as
-# before. House and ball are rounder for it; a rest of the old car is still there. The last row shows the new channels
-# alone, since no sentence helps: meadow and night are closed rightly, and where the house was, something is made up
-# that belongs to no one. The U-Net has had a few minutes of training, and its sentence is older and louder.
+# before. (The two rows also differ in guidance, 4 and 1.5, each its own default.) House and ball are rounder for it; a
+# rest of the old car is still there. The last row shows the new channels alone, since no sentence helps: meadow and
+# night are closed rightly, and where the house was, something is made up that belongs to no one. The U-Net has had a
+# few minutes of training, and its sentence is older and louder.
 #
 # Count it on held-out scenes, with holes of strokes and boxes in their background, where the right answer is known:
 
@@ -603,7 +610,8 @@ print("less than 1 dB from putting back alone:", abs(inside["trained"] - inside[
 # hole.)
 #
 # Is the new door used at all? Plant slips in the table of step 4, one at a time, and see what moves: the mask in
-# another range, upside down, in the other order, and black in the hole. Predict first.
+# another range, upside down, in the other order, and black in the hole. Nothing is put back between the steps here, so
+# that only the channels speak; *right* may be worse than above. Predict first.
 
 # %%
 form = HOLE_FORMS["scenes"]
@@ -633,8 +641,9 @@ print("nearness to the right one in dB:", {name: round(value) for name, value in
 # ## Small pictures, enlarged
 #
 # A picture of 16 x 16 pixels has lost most of what was in it. Every method has to invent. The fair baseline invents
-# nothing: *bicubic* interpolation. And one thing can be asked of any answer $x$: shrunk again, it has to *be* the small
-# picture $y$. What is missing can be added (Irani and Peleg 1991), a few times:
+# nothing: *bicubic* interpolation. The aim: at most 0.6 of its perceptual distance, and a PSNR at most 1 dB below it.
+# And one thing can be asked of any answer $x$: shrunk again, it has to *be* the small picture $y$. What is missing can
+# be added (Irani and Peleg 1991), a few times:
 #
 # $$x \leftarrow x + \mathrm{up}\left(y - \mathrm{down}(x)\right)$$
 
@@ -676,7 +685,9 @@ print({"PSNR in dB": {name: round(value, 1) for name, value in near.items()},
 # the bare drawing is behind bicubic in both measures. The correction at the end brings it past bicubic, and leaves the
 # lines where they are.
 #
-# Correct instead what the model *aims at*, after every step, as the package does by default. Wrong lines are pulled
+# Correct instead what the model *aims at*, after every step, as the package does by default: decode $\hat x_0$, correct
+# the picture as above, encode it to $\hat x_0'$, and move the latents by the difference, $x_{t'} \leftarrow x_{t'} +
+# \sqrt{\bar\alpha_{t'}}\,(\hat x_0' - \hat x_0)$. Wrong lines are pulled
 # back before they harden, and both aims are reached. Before you call that a success of the training, look at the last
 # line: the plain U-Net, which has never seen a small picture, does as well with the same correction. Here the free way
 # wins, as long as the small picture was shrunk cleanly.
@@ -706,7 +717,8 @@ show(picture_grid(panels, ["bicubic", "9 tiles", "truth"], scale=1),
 # ## A class, and a map
 #
 # A class-conditional model is told one thing. It comes as *one* token, a learned vector for each class, and one more
-# that means "no class". A label map is the other extreme: a word for every pixel.
+# that means "no class". A label map is the other extreme: a word for every pixel. (In the second row each colour is a
+# label; which one does not matter here.)
 
 # %%
 five = ["cat", "boat", "tree", "rocket", "bicycle"]
@@ -726,8 +738,8 @@ show(picture_grid([*by_class, *kit.map_colors(maps), *by_map], titles, columns=5
 # ## Picture to picture
 #
 # One more way needs neither door. Noise a picture only in part, by a **strength** between 0 and 1, and draw on from
-# there (lesson 06). Coarse things go first in the noise, so a low strength keeps the layout and a high one only the
-# rough colours.
+# there (lesson 06). Fine things drown first in the noise and coarse ones last, so a low strength keeps the layout and a
+# high one only the rough colours. (Even at 1 the start is not quite pure noise, lesson 04.)
 
 # %%
 cat = cat_picture()
@@ -822,7 +834,8 @@ for name, sizes in {name: model.unet for name, model in PUBLISHED.items()}.items
 # > boxes on a grid of {{full layout grid}}. Its encoder alone has {{full layout encoder}} parameters, its U-Net
 # > {{full layout unet}}. The three models that only concatenate have no context at all, so no sentence can help them.
 # > Stable Diffusion's for holes has both doors: {{full hole channels}} channels and its words, the same
-# > {{full unet}} parameters as without, but for one convolution.
+# > {{full unet}} parameters as without, but for one convolution. (The released model for small pictures is not the
+# > paper's, which has 169 million parameters.)
 #
 # > **In the paper.** Rombach et al. 2022 take the same two doors to each of these tasks. *Layout to image* (table 9):
 # > FID 32.02 on OpenImages, where VQGAN with a transformer has 45.33; on COCO 40.91, SPADE 41.11. *Inpainting* on
@@ -963,7 +976,7 @@ solution("other_conditions.stack")
 # - *Corners in (y, x).* The pictures are good, and the boxes are not kept.
 # - *The mask upside down, or in another range.* Each model has its own; look it up, and test on a known case.
 # - *Masking the latents instead of the picture.* The encoder has looked into the hole already.
-# - *Random weights for new channels.* The U-Net unlearns first.
+# - *Weights other than zero for new channels.* The answer changes before anything is learned.
 # - *Not putting the result together in pixels.* The autoencoder changes every pixel a little, also outside.
 # - *Judging super-resolution by PSNR.* A blur wins. *By its looks alone*: it may be another picture; shrink it and see.
 #
@@ -983,6 +996,10 @@ solution("other_conditions.stack")
 #   2021 (arXiv 2103.14006). The random degradations.
 # - Hu and others: *LoRA: Low-Rank Adaptation of Large Language Models*, 2021 (arXiv 2106.09685). Small files beside
 #   large weights.
+# - Zhang, Rao, Agrawala: *Adding Conditional Control to Text-to-Image Diffusion Models*, 2023 (arXiv 2302.05543).
+#   ControlNet.
+# - Li and others: *GLIGEN: Open-Set Grounded Text-to-Image Generation*, 2023 (arXiv 2301.07093). Boxes for a frozen
+#   model.
 # - Irani, Peleg: *Improving Resolution by Image Registration*, 1991. The correction: what the shrunk answer misses is
 #   added to the answer.
 #

@@ -268,12 +268,13 @@ print("CompVis, a bijection too:", len(there), sorted(map(original.from_foreign,
 places = {name: place for place, name in enumerate(foreign_state)}
 order = [places[name] for name in renamed]
 print("tensors at the same place in both lists:", sum(place == other for place, other in enumerate(order)))
-ALT = "Dots near a diagonal but not on it, in small steps and jumps: the two lists have another order."
+ALT = "Dots beside a diagonal in small steps, and two dashes far above it: the two lists have another order."
 show(views.order_figure(order), alt=ALT)
 
 # %% [markdown]
 # There you see why pouring failed. The two lists hold the same tensors, in another order: on the line they would
-# agree. In each level we list all residual blocks first, they list the attentions first.
+# agree. In each level we list all residual blocks first, they list the attentions first: the small steps. And they list
+# the middle after the way up: the two dashes far above the line.
 #
 # > **Check.** Now load the reduced model by name. The same 686 tensors, strict loading again silent:
 
@@ -403,7 +404,11 @@ print("1 + 1/256 in bfloat16 is 1:", bool(torch.tensor(1 + 1 / 256).bfloat16() =
 # 3. A published setting is called `attention_head_dim: 8` and means 8 *heads*, not heads of width 8.
 # 4. In the feed-forward layer the value comes first, then the gate.
 # 5. Its GELU is the exact one; fast libraries use an approximation by tanh.
-# 6. The norm of a residual block adds $10^{-5}$ to the variance, other norms add $10^{-6}$.
+# 6. The norms of the U-Net's residual blocks add $10^{-5}$ to the variance; the group norm in front of a transformer,
+#    and all norms of the autoencoder, add $10^{-6}$.
+#
+# (Outside of the U-Net there are more. The schedule called *linear* is linear in $\sqrt\beta$, latents are multiplied
+# by 0.18215, and the step grid is shifted by one: 20 steps begin 1, 51, 101.)
 #
 # Predict before you run: which of the six would you see in a picture? Plant them in the *trained* model that the course
 # ships, and draw the same sentence from the same seed. Then climb the ladder with each.
@@ -463,8 +468,9 @@ for name, x_in in {"variance 1": loud, "a hundred times smaller": 0.01 * loud}.i
 
 # %% [markdown]
 # > **Careful.** A parity test is as sharp as its inputs. Use random weights for *all* parameters (a fresh layer that
-# > starts at zero hides everything behind it), sizes at which conventions differ, a batch of more than one, height not
-# > equal to width, and one quiet input.
+# > starts at zero hides everything in front of it: its branch adds nothing), sizes at which conventions differ, a batch
+# > of more than one, height not equal to width, and one quiet input. (Ours here are square and one row, to save time;
+# > the project's tests do better.)
 #
 # ## Step 4: the shapes, by picture size
 #
@@ -564,10 +570,12 @@ print(f"predicted {predicted / 1e6:.0f} MB, measured {risen['bytes'] / 1e6:.0f} 
 #
 # {{notation M_work R_rate}}
 #
-# That is the best case: a real network also norms, adds and moves memory. For the test you want the *whole* full-size
-# U-Net. Its weights would take 3.4 GB. But time does not depend on what the numbers are. So let all 686 tensors be
-# windows on the same random numbers: `kit.borrow`. What comes out means nothing; the work is all done. The picture is
-# one of 256 x 256 pixels, the size of the paper's text-to-image model.
+# That is a first guess. A real network also norms, adds and moves memory, which takes longer. And one product of large
+# matrices is not the fastest that a machine can do, so a convolution may also be quicker. For the test you want the
+# *whole* full-size U-Net. Its weights would take 3.4 GB. But time does not depend on what the numbers are. So let all
+# 686 tensors be windows on the same random numbers: `kit.borrow`. What comes out means nothing; the arithmetic is all
+# done (only the reading of 3.4 GB is partly saved). The picture is one of 256 x 256 pixels, the size of the paper's
+# text-to-image model.
 
 # %% tags=["nbval-ignore-output"]
 rate = kit.matmul_rate()
@@ -607,12 +615,13 @@ ALT = "Predicted and measured seconds of text encoder, U-Net row and decoder on 
 show(views.seconds_figure(predicted_seconds, seconds), alt=ALT)
 for side in (256, 512):
     whole = budget("SD v1", "float32", side, side).total_multiply_adds() / rate
-    print(f"50 guided steps and one decoding, {side} x {side} pixels, here: about {duration(whole)} at best")
+    print(f"50 guided steps and one decoding, {side} x {side} pixels, here: about {duration(whole)}, by this guess")
 
 # %% [markdown]
 # You have just run a Stable Diffusion U-Net on this machine. Multiply by two rows for guidance and by 50 steps: that is
-# your picture. A GPU does in seconds what takes a laptop's CPU minutes, because $R$ is hundreds of times larger, and
-# for no other reason: $M$ stays the same. Where there is one, this cell measures it:
+# your picture. A GPU does in seconds what takes a laptop's CPU minutes, mostly because $R$ is hundreds to thousands of
+# times larger, part of which comes from computing in 16 bits. $M$ stays the same. Where there is one, this cell
+# measures it:
 
 # %% tags=["nbval-ignore-output"]
 print(kit.gpu_step(FULL.unet) if torch.cuda.is_available() else "no CUDA GPU here; nothing to measure")
@@ -622,7 +631,9 @@ print(kit.gpu_step(FULL.unet) if torch.cuda.is_available() else "no CUDA GPU her
 #
 # Count, names, arithmetic, memory, time: what is missing is a trained file. Published weights of this form come as a
 # *diffusers folder*: `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`, each with a configuration and a
-# `.safetensors` file, and `model_index.json` on top; or as one single file with CompVis' names. If you have one, name
+# `.safetensors` file, and `model_index.json` on top; or as one single file with CompVis' names. (An older file ends in
+# `.ckpt`: a pickle, which can hold any program. The course reads numbers out of it and refuses the rest.) If you have
+# one, name
 # it in the next cell, or set the variable `LDM_TUTOR_CHECKPOINT` before you start: a path, or the name of a model on
 # the Hugging Face hub, which is then downloaded. Be sure that its licence lets you use it, and that you have the 5.0 GB
 # of memory from step 5.
@@ -706,8 +717,8 @@ print("scenes, the same picture to 0.01 of its range:", all(float((each - first)
 
 # %% [markdown]
 # > **Check.** Three programs, one picture. On the way went the tokenizer, the text tower, the U-Net with guidance, the
-# > noise schedule with its offset of one step, the sampler and the decoder. If any convention differed, you would see
-# > it here, and the ladder would tell you where.
+# > noise schedule with its grid of steps shifted by one, the sampler and the decoder. If any convention differed, you
+# > would see it here, and the ladder would tell you where.
 #
 # So what stands between you and a picture of 512 pixels is no code. It is a file, 5.0 GB of memory (or half, in
 # bfloat16), and the minutes that you predicted in step 6. The file is the expensive part. Lesson 13 makes its bill.
@@ -717,7 +728,7 @@ print("scenes, the same picture to 0.01 of its range:", all(float((each - first)
 # > **Try it.** Choose a model, its numbers, the side of the picture and the batch. Which of the three models needs
 # > more memory for its text encoder than Stable Diffusion for its own text encoder and autoencoder together? From
 # > which side on does the decoder's working memory pass 2 GB? When does the batch matter more than the weights? The
-# > time in the text is that of your machine, at best.
+# > time in the text is that of your machine, by the guess of step 6.
 
 # %% tags=["nbval-ignore-output"]
 budget_explorer(rate, alt="Parameters, memory and multiply-adds of SD v1 for one picture of 512 x 512 pixels.")
@@ -739,7 +750,7 @@ print(textwrap.fill(explorer.caption(**corner), 100))
 # > with 4 billion, CogView 27.10 with 4 billion, LAFITE, a GAN, 26.94 with 75 million. Without guidance the latent
 # > model has 23.31. About as good with a quarter of the parameters is a fair reading. Do not read more into it: the
 # > models saw other data, and what a parameter costs differs. A number in a U-Net on 32 x 32 latents works on 1,024
-# > positions per step, one in a pixel model on 65,536.
+# > positions per step, one in a network on all pixels of the picture would work on 65,536.
 
 # %%
 ALT = "FID over parameters: the guided LDM with 1.45 billion stands beside models of 4 and 6 billion."
@@ -749,7 +760,8 @@ print(f"GLIDE has {6 / 1.45:.1f} times the parameters of the LDM, and {12.63 - 1
 # %% [markdown]
 # > **At full size.** All of this lesson *was* full size, except where it says reduced. The same functions build the
 # > other models of the paper. `ldm-tutor models` lists them all with their exact counts. Two of the paper's own figures
-# > do not agree with its published configurations; the list says so.
+# > do not agree with its published configurations: table 13 gives its LDM-4 391 million parameters (the configuration
+# > has 400.9, and table 3 says 400), and table 15 gives the super-resolution model 169 million (113.6).
 #
 # ## Exercises
 #
@@ -847,13 +859,13 @@ solution("full_size_model.culprit")
 #   the tolerance is the culprit.
 # - Parameters sit where the network is wide, working memory where the map is large. The decoder needs more of it than
 #   the U-Net.
-# - Time is multiply-adds over rate, at best. Memory is weights plus what lives at one moment.
+# - Time is about multiply-adds over rate. Memory is weights plus what lives at one moment.
 # - A model is yours when another program opens your file and draws the same picture.
 #
 # ## Common mistakes
 #
 # - *Trusting strict loading.* It was silent with 686 tensors in the wrong order and with six wrong conventions.
-# - *Testing a fresh model.* Layers that start at zero hide whatever stands behind them.
+# - *Testing a fresh model.* Layers that start at zero hide whatever stands in front of them.
 # - *Testing in half precision*, where right and wrong look the same.
 # - *Looking at pictures only.* Two of the six faults cannot be seen in one, and a third looks plausible.
 # - *Counting another thing.* With or without the head, the autoencoder, the image tower?

@@ -10,11 +10,11 @@
 # # 13 · Training at scale: how do you train it for real?
 #
 # You have assembled the full-size model, and its numbers are random. To fill them, people run hundreds of processes for
-# weeks, on machines that break. In this lesson you do the same in small. Two processes train one U-Net on this
+# weeks, on machines that break. In this lesson you do the same in miniature. Two processes train one U-Net on this
 # machine; you kill one of them in the middle; and the curve is the one that a single, undisturbed process draws. You
 # will have made that picture, from gradients that you add up yourself. Then you make the bill for the real thing.
 #
-# > **Goal.** Know each device that makes a small training a large one: shared batches, accumulation, bfloat16, the
+# > **Goal.** Know each technique that makes a small training a large one: shared batches, accumulation, bfloat16, the
 # > average, cached latents, shards, checkpoints. Prove of each that it does not change the result, or see how it does.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -98,7 +98,8 @@ print(f"CelebA-HQ looks at {faces.num_pictures:,} pictures; its lr is {faces.bas
 #
 # The data: 256 scenes, encoded once, with their sentences. The model: a U-Net with some 79 thousand parameters. Suppose
 # you have two machines. The obvious plan: each trains a copy of its own, and in the end you take the mean of the
-# weights. Do it, and examine the three on a batch that nobody has seen in training.
+# weights. Do it, and examine them on noise that no training has drawn (the scenes are the same 256). A fourth joins
+# them: the mean of two copies that began from the same random start.
 
 # %%
 data = kit.Batches(256)
@@ -237,7 +238,7 @@ print("everybody has the sum:", all(difference([each], [flatten(whole)]) < 1e-12
 titles = ["start", *(f"add {k}" for k in (1, 2, 3)), *(f"copy {k}" for k in (1, 2, 3))]
 ALT = "Four processes by four parts: counts grow from 1 to 4 on a diagonal, then the finished parts spread to all."
 show(kit.ring_figure(history, titles), alt=ALT)
-print("vectors that each process sends, in all:", 2 * 3 / 4)
+print("each process sends 2 x 3/4 of its vector:", 2 * 3 / 4)
 
 # %% [markdown]
 # (A number says how many processes' gradients are in a part; a row is a process.) Each process sends twice its vector,
@@ -247,7 +248,7 @@ print("vectors that each process sends, in all:", 2 * 3 / 4)
 #
 # > **Check.** From here on this is `ldm_tutor.training.processes`. Its `Team` cuts the rows, adds up the gradients in
 # > `Learner.step`, and lets `torch.distributed` run the ring. A team of one adds up nothing. The course's own stage
-# > is written for teams; alone, its losses equal yours:
+# > is written for teams; alone, its rows and its gradient equal yours:
 
 # %%
 print("rows of process 1 of 3, by the package:", ALONE.pieces(BATCH, 3)[1], "and by you:", cuts(BATCH, 3)[1])
@@ -261,11 +262,12 @@ print("its gradient equals yours to 1e-5, in float32:", difference(theirs, whole
 # %% [markdown]
 # ## A failure on purpose: four ways to share a batch wrongly
 #
-# All four run without complaint, and the loss falls in each. What differs is the gradient.
+# None of the four raises an error. What differs is the gradient.
 #
 # 1. *Mean of means*: shares of 12 and 4 rows, averaged as if they were equal.
 # 2. *Same rows*: both processes draw from the same seed, and compute the same half.
-# 3. *Forgotten division*: both halves' means are added, not averaged.
+# 3. *Forgotten division*: both halves' means are added, not averaged. (Adam divides by the gradient's own size and
+#    hardly notices. Plain gradient descent does, and so does a cut of the gradient's length.)
 # 4. *A layer that looks across rows*: batch normalisation takes means over what its own process has. To see it alone,
 #    each row's loss is divided by the mean loss *of its share*.
 
@@ -383,9 +385,14 @@ print({name: f"noise loss {data.exam(unet):.3f}" for name, unet in trained.items
 # %% [markdown]
 # In sixty steps this hardly shows in the loss. It adds up over hundreds of thousands, and it grows worse towards the
 # end, when the learning rate falls and more and more updates vanish. What must be exact are not the products but the
-# *sums over many steps*: weights, Adam's means, the average. The price of master weights is memory. Weight, gradient,
-# two means and the average are five numbers of 4 bytes for each parameter (lesson 12), whatever the network computes
-# in.
+# *sums over many steps*: weights, Adam's means, the average. The price of master weights is memory. The five
+# numbers of 4 bytes of lesson 12 stay (weight, gradient, two means, average), and the fast copy adds 2 bytes for each
+# parameter, and 2 for its gradient.
+#
+# Older GPUs have float16 in the place of bfloat16: more digits, but its small numbers end near $6 \cdot 10^{-8}$, and
+# many gradients would become 0. There the loss is multiplied by a large number before `backward`, and the gradients are
+# divided by it afterwards (`torch.amp.GradScaler`). And in other code you will meet `torch.autocast`, which makes the
+# 16-bit copies layer by layer.
 #
 # ## Step 4: the average of the weights
 #
@@ -428,7 +435,7 @@ print(f"four nines are reached at step {(10 * 0.9999 - 1) / (1 - 0.9999):,.0f}")
 # More processes usually mean a larger batch, so fewer steps for the same pictures. Forget to adapt the learning rate,
 # and more machines make a *worse* model from the same data. Three rules: **fixed**; **linear**, in proportion to the
 # batch (Goyal et al. 2017; the paper's code multiplies its base rate by batch and GPUs); **root**, by the square root.
-# Each run sees the same 960 pictures: in batches of 8, or of 32 with one of the rules.
+# Each run sees as many pictures, 960: in batches of 8, or of 32 with one of the rules.
 
 # %%
 cost_card("four trainings of 960 pictures each", seconds=16)
@@ -440,7 +447,7 @@ for rule in ("fixed", "root", "linear"):
     lr = scaled_lr(1e-3, 32, 8, rule)
     runs[f"batch 32, {rule}, lr {lr:g}"] = data.exam(train_plain(new_unet(), SEEN // 32, 32, lr=lr))
 ALT = "Noise loss after 960 pictures: batch 8 lowest; batch 32 with a fixed rate by far highest, linear nearest to it."
-show(bars(list(runs), list(runs.values()), form="{:.2f}", title="noise loss after the same 960 pictures"), alt=ALT)
+show(bars(list(runs), list(runs.values()), form="{:.2f}", title="noise loss after 960 pictures each"), alt=ALT)
 small, fixed, root, linear = runs.values()
 print("a larger batch with the same rate is behind:", fixed > 1.1 * small)
 print("both rules help, the linear one more:", linear < root < fixed)
@@ -516,8 +523,9 @@ show(picture_grid(shown, titles, columns=5, scale=2), alt="Ten scenes: five from
 #
 # ## Step 7: checkpoints that survive a kill
 #
-# A GPU that fails once in a thousand days fails every four days among 256. So a run *will* be killed, perhaps at the
-# very moment in which it writes. Save the naive way, and stop in the middle:
+# If each GPU fails once in a thousand days, then among 256 one fails every four days. So a run *will* be killed,
+# perhaps at the very moment in which it writes. Imitate what each way of saving leaves behind when it is stopped in the
+# middle:
 
 # %%
 state = {"stage": "demo", "settings": {}, "weights": flatten(copies[0].parameters())}
@@ -615,11 +623,11 @@ print("numbers of the weights that each holds:", held, "of", sum(each.numel() fo
 curves = {"one process": unbroken, "two, one of them killed": curve, "two, sharded": sharded_curve}
 show(kit.curves_figure(curves, "step", "noise loss"), alt="Three loss curves that cannot be told apart.")
 for gpus in (1, 8, 64):
-    print(f"SD v1: {gpus:>2} GPUs keep {kept_bytes('Stable Diffusion v1-4', gpus, sharded=True) / 1e9:.1f} GB each")
+    print(f"SD v1, sharded over {gpus:>2}: {kept_bytes('Stable Diffusion v1-4', gpus, sharded=True) / 1e9:.1f} GB each")
 
 # %% [markdown]
 # > **Check.** One picture, three curves. From here on, how many processes train is a matter of time and memory, and not
-# > of the result. Even a checkpoint does not care: one of a sharded pair goes on in a single process.
+# > of the result. Even a checkpoint does not care: one of a sharded pair goes on in a single process (the tests do it).
 #
 # What is *not* shown here is speed. Two processes on two cores have no more cores than one process with two threads.
 #
@@ -656,7 +664,7 @@ for name, run in paper_runs().items():
     print(f"{name:22} {days:>5,.1f} A100-days at 30%; {told}")
 
 # %% [markdown]
-# The three of the paper lie close together, and low. Part of that has reasons that you know: 32-bit numbers, small
+# The three of the paper lie close together, and low. Part of that has likely reasons: perhaps 32-bit numbers, small
 # batches, the encoder at every step (it is in the count), and reading data. The paper also took an A100-day for 2.2
 # V100-days, so its V100-days are a conversion and not a measurement. The hours on the model card of Stable Diffusion
 # are an estimate of its authors, and do not say how many attempts they include.
@@ -793,7 +801,8 @@ solution("training_at_scale.rows")
 # - Compute in bfloat16; keep weights, optimiser and average in float32, or small updates vanish.
 # - An average with four nines forgets half in 6,931 steps. In a short run the second form rules, and it forgets faster.
 # - A larger batch makes fewer steps. The learning rate must follow, with a warm-up, and not without end.
-# - What is frozen is computed once. For small U-Nets the encoder would be most of the work.
+# - What is frozen is computed once. Where the grid of the latents is small (churches, 32 x 32), the encoder would be
+#   most of the work.
 # - A checkpoint is written beside and renamed. It holds all that the next step depends on.
 # - Work is counted, days are measured, and what lies between them, the utilisation, is said aloud.
 #

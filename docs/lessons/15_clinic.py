@@ -36,7 +36,7 @@ from ldm_tutor.metrics.figures import mean, share
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.reading import read_pictures
 from ldm_tutor.models.unet import UNet
-from ldm_tutor.plots.figures import STYLE, picture_rows, show
+from ldm_tutor.plots.figures import STYLE, picture_rows, plot, show
 from ldm_tutor.training.learner import Learner
 from ldm_tutor.widgets.live import live
 
@@ -46,13 +46,6 @@ plt.rcParams.update(STYLE)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 # A small helper for figures (click to open)
-def plot(axes, x, curves, **labels):
-    """Draw named curves, told apart by colour and by line."""
-    for (name, y), line in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
-        axes.plot(x, y, line, label=name)
-    axes.set(**labels)
-    axes.legend()
-
 
 # %% [markdown]
 # ## Fact box
@@ -71,8 +64,8 @@ course_map(15)
 #
 # Five patients sit in the waiting room, A to E. Beside them stands the healthy model, so that you know what should have
 # come out: all six draw the same sentences from the same seeds. A patient can `encode` pictures and `decode` latents,
-# `embed` sentences, say which `noise_in` some latents it sees, `walk` with a denoiser, and `draw`, which is all of
-# these in a row.
+# `embed` sentences, say which noise it sees in some latents (`noise_in`), `walk` with a denoiser, and `draw`, which is
+# all of these in a row.
 
 # %%
 test = render_scenes(32, "test")
@@ -158,9 +151,9 @@ print("scale factor:", round(patients["healthy"].scale_factor, 2), "when it was 
 # %% [markdown]
 # ## A failure on purpose: the test that cannot fail
 #
-# Look once more at the other column. B's round trip is perfect. Most people would have written that test first, seen
-# it pass, and crossed the autoencoder off their list. It *cannot* fail here: `encode` multiplies by the wrong factor,
-# `decode` divides by it, and the fault takes itself back. Try it with any factor you like.
+# Look once more at the other column. B's round trip is as good as the healthy model's. Most people would have written
+# that test first, seen it pass, and crossed the autoencoder off their list. It *cannot* fail here: `encode` multiplies
+# by the wrong factor, `decode` divides by it, and the fault takes itself back. Try it with any factor you like.
 
 # %%
 strange = {k: kit.with_scale(patients["healthy"], k) for k in (0.01, 1.0, 100.0)}
@@ -185,7 +178,9 @@ show(picture_rows(rows, scale=2), alt=ALT)
 #
 # {{notation x_t x0 noise alpha_bar}}
 #
-# A sound sampler that is told this noise ends in $x_0$, from any start, in any number of steps. No network takes part.
+# A sound sampler that is told this noise ends in $x_0$, from any start, in any number of steps. (DDIM as Stable
+# Diffusion has it stops a hair before, with 0.03 of noise left: lesson 06, `final_alpha_one`. The patients draw with
+# DDPM.) No network takes part.
 
 
 # %%
@@ -210,13 +205,14 @@ for name, each in patients.items():
 
 # %% [markdown]
 # E does not arrive. It has a sound U-Net and reads its answer wrongly: the network says which *noise* it sees, and E's
-# sampler takes that for the *clean latents*. Configurations call it the prediction type, three are in use (lesson 16
-# has the others), and a file of weights does not say which one it was trained for.
+# sampler takes that for the *clean latents*. Configurations call it the prediction type: the noise, the clean latents,
+# or a mixture called $v$; newer models have the flow too (lesson 16). And a file of weights does not say which one it
+# was trained for.
 
 # %%
 ends = {name: all_knowing(patients[name].encode(real[:6]), patients[name].schedule) for name in ("healthy", "E")}
 rows = {name: patients[name].decode(patients[name].walk(each, range(6))) for name, each in ends.items()}
-ALT = "With an ideal denoiser the healthy sampler gives back six scenes; that of E blurred blots in false colours."
+ALT = "With an ideal denoiser the healthy sampler gives back six scenes; that of E blots in false colours."
 show(picture_rows({"in": real[:6]} | rows, scale=2), alt=ALT)
 
 # %% [markdown]
@@ -262,9 +258,9 @@ print("healthy:", clock(patients["healthy"]), "| A answers the same whatever it 
 
 # %% [markdown]
 # A's U-Net does not look at the clock. The time never reaches its blocks (lesson 05 adds it in every residual block),
-# so it treats all noise as if it were of one strength. Notice how low that level line lies. The network guesses the
-# noise level from the latents themselves, well enough for a dog that a judge recognises, and not for one that you
-# would show.
+# so it treats all noise as if it were of one strength. Notice how low that level line lies: for noise of this strength
+# its one answer happens to be nearly right. You will see in a moment that it is not so at the others. That is enough
+# for a dog that a judge recognises, and not for one that you would show.
 #
 # Now tell the truth, at several time steps. The plain noise loss is what every training logs, and mostly as one number,
 # its mean over all $t$.
@@ -319,6 +315,7 @@ def rows_off(patient):
 for name, each in patients.items():
     print(f"{name:8} rows add up to 1:", rows_off(each) < 0.001)
 
+# The first cross-attention layer and the first sentence, mean over the heads; yellow is 0.5 or more.
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
 for panel, name in zip(axes, ("healthy", "C"), strict=True):
     panel.imshow(maps[id(patients[name])][:, :16], aspect="auto", vmin=0, vmax=0.5)
@@ -482,8 +479,14 @@ show(picture_rows({"real": real[:6]} | made, scale=2), alt=ALT)
 # %% [markdown]
 # Look at the left curve at its first point. The early critic is sure of itself while the autoencoder still makes mush.
 # Of course it is: mush is easy to tell from a picture. From then on the autoencoder is pushed towards whatever upsets
-# the critic, before it has learned to keep the picture at all. The final loss would not tell you. *When* one part is
+# the critic, before it has learned to keep the picture at all. The final distance tells you *that* it is worse, and not
+# why. *When* one part is
 # ahead of the other does, and so a log needs both sides of every contest.
+#
+# Two more readings of logs are worth knowing by heart. A noise loss that stays at 1.0 (squared) or 0.80 (absolute, the
+# mean size of a normal number) belongs to a network that answers 0; look at the learning rate first. And before any
+# long run, let the network learn *one batch* alone: a loss that does not fall far below 1 there will not fall
+# elsewhere.
 #
 # ## Never used: the running average
 #
@@ -550,9 +553,13 @@ print("the two are different weights:", not all(torch.equal(a, b) for a, b in pa
 # > deviation, measured on the first batch. Without it the latents are so large beside the noise that the model settles
 # > much of the picture in its first steps. Patient B is what you get when that number is taken from somewhere else.
 #
-# > **At full size.** All eight instruments work there as they are, and the first four need no GPU: a few pictures, one
-# > pass. Before you report a bug of a large model, run them. For grey, over-saturated or noisy pictures look first at
-# > what a file of weights does not say: scale factor, prediction type, schedule (lesson 12 reads all three).
+# > **At full size.** All eight questions can be asked there, but the ranges are new. Round trip: Stable Diffusion's own
+# > autoencoder has about 24 dB on photographs. Words and loss: measure them on weights that you know to be sound; on
+# > photographs the right sentence lowers the loss by much less than half. Guidance: many programs skip it at scale 1,
+# > and then the test cannot fail; ask a hair above 1. The first four need no GPU: a few pictures, one pass. Before you
+# > report a bug of a large model, run them. For grey, over-saturated or noisy pictures look first at what a file of
+# > weights does not say: scale factor, prediction type, schedule. (In a diffusers folder: `scaling_factor` in
+# > `vae/config.json`, `prediction_type` and the betas in `scheduler/scheduler_config.json`.)
 #
 # ## Visit the patients
 #
@@ -582,8 +589,8 @@ live(visit, ALT, caption=report, patient=list(patients))
 exercise("clinic.foreign_scale")
 
 # %%
-my_spread = ...
-check.clinic.foreign_scale(my_spread)
+my_pair = ...
+check.clinic.foreign_scale(my_pair)
 
 # %%
 hint("clinic.foreign_scale")
@@ -663,7 +670,8 @@ solution("clinic.training_step")
 #
 # - *Changing two things at once.* If it is better now, you do not know why, and one of the two may be a new fault.
 # - *Training longer* because the pictures are poor. Time repairs no wiring, and it hides some.
-# - *One number for the loss.* Look at it by time step; D and E had a perfect one.
+# - *One number for the loss.* Look at it by time step: A's is worst at the noisy end, where a mean hides it. And do not
+#   rely on it: D and E had a perfect one.
 # - *Comparing with other noise.* Use the same pictures, the same noise, the same time steps, and look at differences.
 # - *Taking over numbers* (scale factor, schedule, prediction type) from a configuration that belongs to other weights.
 # - *Repairing the symptom*, such as more contrast for pale pictures, instead of the cause.

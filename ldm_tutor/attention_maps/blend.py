@@ -55,9 +55,14 @@ class LocalBlend:
         self.masks: Bool[Tensor, "pairs h w"] | None = None  # of the last blend, for whoever wants to look
         self._grid = (0, 0)
         self._sums: Tensor | None = None  # pairs 2 n, over the layers of the finest grid and over the steps
+        self._step = 0
 
     def look(self, call: Call, probs: Float[Tensor, "b heads n m"]) -> None:
-        """Take in one cross-attention map; the model's output stays as it is."""
+        """Take in one cross-attention map; the model's output stays as it is. A step before the last begins anew."""
+        step = call.info.step or 0
+        if step < self._step:
+            self._grid, self._sums = (0, 0), None
+        self._step = step
         height, width = call.grid
         finer = height * width > self._grid[0] * self._grid[1]
         if call.site.kind != "cross" or height > LARGEST_GRID or width > LARGEST_GRID:

@@ -20,7 +20,7 @@ from ldm_tutor.sampling.steps import ddim_step, timestep_grid
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Context, Latents, Tensor
 
-RATE, INNER_STEPS = 1e-2, 10  # Adam's rate falls from RATE by a hundredth of it per step
+RATE, INNER_STEPS = 1e-2, 10  # Adam's rate falls from RATE by a hundredth of it per step, in long runs by less
 STOP, STOP_GROWTH = 1e-5, 2e-5  # a step is good enough below STOP + step * STOP_GROWTH
 
 
@@ -29,12 +29,14 @@ class Inversion:
     """A picture's way back to noise. `path`: the latents before each step of a drawing, and last the clean ones.
 
     `empties`: for each step the context that stands for the empty sentence, (b, m, d) or (1, m, d). `misses`: how far
-    each guided step lands from the path, as a mean square.
+    each guided step lands from the path, as a mean square. `sentence` and `guidance`: what it was found with.
     """
 
     path: tuple[Latents, ...]
     empties: tuple[Context, ...]
     misses: tuple[float, ...] = ()
+    sentence: str | None = None
+    guidance: float | None = None
 
     @property
     def num_steps(self) -> int:
@@ -118,7 +120,7 @@ def null_text(
                 t, t_prev = grid[step], grid[step + 1] if step + 1 < len(grid) else None
                 return ddim_step(x, Guided(unet, context, null, guidance)(x, t, step), t, t_prev, schedule).x_prev
 
-            adam = _Adam(null, rate * (1 - k / 100))
+            adam = _Adam(null, rate * (1 - k / max(100, len(grid))))
             for _ in range(inner_steps):
                 with torch.enable_grad():
                     null = null.detach().requires_grad_()
@@ -132,7 +134,7 @@ def null_text(
                 latents = guided_step(null)
             empties.append(null)
             misses.append(float((latents - path[k + 1]).square().mean()))
-    return Inversion(tuple(path), tuple(empties), tuple(misses))
+    return Inversion(tuple(path), tuple(empties), tuple(misses), guidance=guidance)
 
 
 class _Adam:

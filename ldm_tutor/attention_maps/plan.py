@@ -106,7 +106,7 @@ class EditPlan:
     `prompts`, `seeds`: one per picture; equal sources stand there once. `sources`, `targets`: for each change the
     number of its source's picture and of its own. `tap` goes to `watch(unet, plan.tap, "all")`, `blend` to the `edit`
     of `sample` (None where nothing is blended), `spoken` to `encode_weighted`: how much single words say to the others.
-    A plan is for one run.
+    A plan is for one run of `num_steps` steps.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class EditPlan:
         *,
         may_be_empty: bool = False,
     ) -> None:
+        self.num_steps = num_steps
         if not changes:
             raise ConfigError("EditPlan: changes", given=0, expected="at least one")
         empty = [change.new_sentence for change in changes if change.is_empty()]

@@ -83,7 +83,8 @@ def check(
         write_json(to_dict(found), json_out)
         print(f"\n{json_out}: everything found, with every name")
     if out is not None:
-        chosen = [round(k * (len(found.data) - 1) / max(1, num - 1)) for k in range(min(num, len(found.data)))]
+        count = min(num, len(found.data))
+        chosen = [round(k * (len(found.data) - 1) / max(1, count - 1)) for k in range(count)]
         write_png(sheet(found.data.pictures[chosen], columns, max(1, 128 // side)), out)
         print(f"\n{out}: {len(chosen)} of {len(found.data)} pictures, as the model will see them")
         for place, number in enumerate(chosen, start=1):

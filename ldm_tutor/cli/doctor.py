@@ -201,16 +201,23 @@ CHECKS = (_python, _packages, _torch_pair, _disk, _memory, _device, _weights, _j
 
 
 def _speed() -> Iterator[Finding]:
+    import torch
+
     from ldm_tutor.lessons.cost import remember_speed
     from ldm_tutor.training.learner import pick_device, pick_dtype
     from ldm_tutor.training.speed import REFERENCE, measure, slowdown
 
     print("\nMeasuring the speed, about ten seconds ...", flush=True)
-    device = pick_device()
-    here = measure(device, pick_dtype("auto", device))
+    here = measure(torch.device("cpu"), torch.float32)  # as the lessons run, whatever else there is
     remember_speed(here)  # for the lessons' cost cards
     yield Finding(OK, f"trains the U-Net on {here.trained:.0f} pictures/s (reference {REFERENCE.trained:.0f}/s)")
     yield Finding(OK, f"draws a picture in 20 steps in {here.drawn:.2f} s (reference {REFERENCE.drawn:.2f} s)")
+    device = pick_device()
+    dtype = pick_dtype("auto", device)
+    if (device.type, dtype) != ("cpu", torch.float32):
+        fast = measure(device, dtype)
+        numbers = str(dtype).removeprefix("torch.")
+        yield Finding(OK, f"with {device} and {numbers}, as ldm-tutor train runs: {fast.trained:.0f} pictures/s")
     rows = [("lesson", "minutes to run here", "minutes of reference")]
     rows += [(name, f"{each * slowdown(here):.1f}", f"{each:.1f}") for name, each in lesson_minutes().items()]
     print(f"\n{table(rows)}")

@@ -175,6 +175,9 @@ def draw(
     if seed + num - 1 > MAX_SEED:
         raise typer.BadParameter(f"{seed}: the last picture's seed would exceed {MAX_SEED}.", param_hint="'--seed'")
     out = check_out(out, ".png")
+    for each in (*(inpaint or ()), upscale, source):
+        if each is not None and Path(each).expanduser().resolve() == out.resolve():
+            raise typer.BadParameter(f"{out} is a picture that you gave; name another file.", param_hint="'--out'")
     asked = None if name is None else read(name, strength=strength, **given)
     from ldm_tutor.open_model import open_pipeline
     from ldm_tutor.weights.sources import is_foreign
@@ -184,11 +187,12 @@ def draw(
     if foreign and name in KIND_OF:
         raise ConfigError(f"--{name} steers the course's own model", given=str(weights), fix="leave --weights out")
     if not foreign:
-        name_unknown_words(f"{sentence} {negative}")
         weights = weights_folder(weights)
     where = str(usable_device(device))
     opening: dict[str, Any] = {"preset": preset, "tokenizer": tokenizer, "ema": ema, "precision": precision}
     pipeline = open_pipeline(weights, device=where, **opening)
+    if not foreign:
+        name_unknown_words(f"{sentence} {negative}", pipeline.tokenizer)
     seeds = [seed + i for i in range(num)]
     usual = USUAL[name] if name is not None else pipeline.drawing
     sampler, guidance = sampler or usual.sampler, usual.guidance if guidance is None else guidance  # type: ignore[assignment]
@@ -225,11 +229,17 @@ def _draw_sentences(
     return pipeline.decode(latents)
 
 
-def name_unknown_words(text: str) -> None:
-    """Say on stderr which words the model never learned, each with the nearest that it knows."""
+def name_unknown_words(text: str, tokenizer: Any) -> None:
+    """Say on stderr which words the model never learned, each with the nearest of those that scenes are told with.
+
+    A model of other pictures has words of its own: what its tokenizer has as one piece it knows.
+    """
     from ldm_tutor.data.scenes.words import unknown_words
 
+    known = getattr(tokenizer, "vocab", {})
     for word, near in unknown_words(text):
+        if f"{word.lower()}</w>" in known:
+            continue
         hint = f"nearest: {', '.join(near)}" if near else "nothing like it is known"
         print(
             f"{PROGRAM}: note: {word!r} is not among the words of the scenes ({hint}); drawn all the same",

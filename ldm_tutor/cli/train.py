@@ -97,7 +97,7 @@ def train(
             1,
             1_000_000,
             "For the denoiser, and sd_v1's and celebahq's autoencoder: rows of a batch, of all processes together; "
-            "otherwise 32, or what the preset says.",
+            "otherwise what the preset says, or 32.",
         ),
     ] = None,
     accumulate: Annotated[
@@ -107,7 +107,7 @@ def train(
         Literal["fixed", "linear", "root"] | None,
         typer.Option(
             help="What another --batch does to the learning rate: nothing, in proportion, or as its root. "
-            "[default: fixed, or what the preset says]",
+            "[default: what the preset says, or fixed]",
             show_default=False,
         ),
     ] = None,
@@ -128,8 +128,18 @@ def train(
     """
     _check_budget(stage, minutes, steps)
     _check_condition(stage, condition, rank, data, decoder_only)
+    _check_batch(stage, condition, preset, batch=batch, accumulate=accumulate, lr_rule=lr_rule)
+    if decoder_only and stage not in ("autoencoder", "all"):
+        raise typer.BadParameter(f"is for the autoencoder, not for {stage}.", param_hint="'--decoder-only'")
     chosen_preset = check_preset(
-        preset, stage, condition=condition, data=data, frozen=frozen, dry_run=dry_run, timed=bool(steps or minutes)
+        preset,
+        stage,
+        condition=condition,
+        data=data,
+        frozen=frozen,
+        dry_run=dry_run,
+        timed=bool(steps or minutes),
+        anew=start_from is None and not (resume and _began_plainly(out)),
     )
     if resume and overwrite:
         raise typer.BadParameter("with --resume nothing is overwritten; choose one.", param_hint="'--overwrite'")
@@ -159,9 +169,11 @@ def train(
         raise ConfigError("--condition trains in one process", given=team.size, fix="start it without accelerate")
     if team.num_restarts and _began(out, names, team.launched_at):
         resume, overwrite = True, False
+    set_aside: list[Path] = []
     with team.main_first():
         if team.is_main and not dry_run:
-            _check_earlier_runs(out, names, resume, overwrite)
+            _check_start(start_from, out, overwrite)
+            set_aside = _check_earlier_runs(out, names, resume, overwrite)
     options = TrainingOptions(
         folder=out,
         seed=seed,
@@ -182,8 +194,7 @@ def train(
         team=team,
     )
     if dry_run:
-        if team.is_main:
-            show_plan(stage, options)
+        show_plan(stage, options)  # in every process, since they agree on the numbers' type; the first one prints
         team.leave()
         return
     written: list[Path] = []
@@ -200,13 +211,18 @@ def train(
             if steps is None and minutes is None:
                 minutes = ALL_MINUTES * options.course.shares[stage]
             written = train_stage(stage, Budget(steps=steps, minutes=minutes), options, resume=resume)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        _bring_back(set_aside, _files_of(out, names))
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         kept = any((out / f"{name}.checkpoint").is_file() for name in names)
         print(
             f"{PROGRAM}: {'stopped; resume with --resume' if kept else 'stopped before the first step'}",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
+    for path in set_aside:
+        _aside(path).unlink(missing_ok=True)
     team.leave()
     if not team.is_main:
         return
@@ -214,6 +230,16 @@ def train(
         print(path)
     if condition is None:
         print(_what_next(out, preset, options.full_size, own=data is not None))
+
+
+def _began_plainly(out: Path) -> bool:
+    """Whether the denoiser's checkpoint is of a run without weights for things: one that began with other weights."""
+    from ldm_tutor.training.checkpoint import read_checkpoint
+
+    path = out / "denoiser.checkpoint"
+    if not path.is_file():
+        return False
+    return "heaviest_position" not in read_checkpoint(path, stage="denoiser", settings={})["settings"]
 
 
 def _check_budget(stage: str, minutes: float | None, steps: int | None) -> None:
@@ -239,33 +265,75 @@ def _check_condition(
         raise typer.BadParameter(f"learns from scenes; leave {other} out.", param_hint="'--condition'")
 
 
-def _check_earlier_runs(out: Path, names: tuple[str, ...], resume: bool, overwrite: bool) -> None:
+def _check_start(start_from: Path | None, out: Path, overwrite: bool) -> None:
+    if start_from is not None and overwrite and start_from.expanduser().resolve() == out.resolve():
+        raise ConfigError(
+            f"--overwrite would delete the weights in {out} that --start-from begins with", fix="choose another --out"
+        )
+
+
+def _check_earlier_runs(out: Path, names: tuple[str, ...], resume: bool, overwrite: bool) -> list[Path]:
     """Refuse to wipe out an earlier run by accident, or to resume one that is not there; both before data are drawn.
 
-    What is to be overwritten goes at once: a later --resume would take old weights for finished stages.
+    What is to be overwritten is set aside at once, since a later --resume would take old weights for finished stages;
+    `_bring_back` undoes it where nothing new has come of the run. Returns the paths that were set aside.
     """
-    from ldm_tutor.training.options import OUTPUTS
-
-    checkpoints = [out / f"{name}.checkpoint" for name in names]
-    if resume and len(names) == 1 and not checkpoints[0].is_file():
-        raise WeightsError(f"no checkpoint to resume at {checkpoints[0]}", fix="start without --resume")
-    finished = [out / OUTPUTS.get(name, f"{name}.safetensors") for name in names]
-    there = [path for path in (*checkpoints, *finished) if path.is_file()]
+    if resume and len(names) == 1 and not (out / f"{names[0]}.checkpoint").is_file():
+        raise WeightsError(f"no checkpoint to resume at {out / names[0]}.checkpoint", fix="start without --resume")
+    there = _files_of(out, names)
+    if resume and not there:
+        raise WeightsError(f"nothing to resume in {out}", fix="start without --resume, or name the run's folder")
     if there and not (resume or overwrite):
         raise ConfigError(
             f"{there[0]} is there from an earlier run",
             fix="--resume goes on with it, --overwrite starts anew, another --out keeps both",
         )
-    for path in there if overwrite else ():
-        path.unlink()
+    if not overwrite:
+        return []
+    for path in there:
+        path.replace(_aside(path))
+    return there
+
+
+def _check_batch(
+    stage: str, condition: str | None, preset: str | None, *, batch: int | None, accumulate: int, lr_rule: str | None
+) -> None:
+    """Refuse options of the denoiser's batches where they would do nothing."""
+    given = {"--batch": batch is not None, "--accumulate": accumulate != 1, "--lr-rule": lr_rule is not None}
+    named = [option for option, is_given in given.items() if is_given]
+    if not named:
+        return
+    if condition is not None:
+        raise typer.BadParameter("a condition has a recipe of its own; leave it out.", param_hint=f"'{named[0]}'")
+    if stage not in ("denoiser", "all") and not (stage == "autoencoder" and preset is not None):
+        raise typer.BadParameter(f"is for the denoiser, not for {stage}.", param_hint=f"'{named[0]}'")
+
+
+def _files_of(out: Path, names: tuple[str, ...]) -> list[Path]:
+    """Return the checkpoints and weights of these stages that are there."""
+    from ldm_tutor.training.options import OUTPUTS
+
+    checkpoints = [out / f"{name}.checkpoint" for name in names]
+    finished = [out / OUTPUTS.get(name, f"{name}.safetensors") for name in names]
+    return [path for path in (*checkpoints, *finished) if path.is_file()]
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.before")
+
+
+def _bring_back(set_aside: list[Path], new: list[Path]) -> None:
+    """Put back what was set aside, unless there are new files already."""
+    for path in set_aside:
+        if new:
+            _aside(path).unlink(missing_ok=True)
+        else:
+            _aside(path).replace(path)
 
 
 def _began(out: Path, names: tuple[str, ...], since: float) -> bool:
     """Whether something of these stages has been written since the launch: then a restarted run goes on from there."""
-    from ldm_tutor.training.options import OUTPUTS
-
-    paths = [out / f"{name}.checkpoint" for name in names] + [out / OUTPUTS[name] for name in names if name in OUTPUTS]
-    return any(path.is_file() and path.stat().st_mtime >= since for path in paths)
+    return any(path.stat().st_mtime >= since for path in _files_of(out, names))
 
 
 def _what_next(out: Path, preset: str | None, full_size: bool, own: bool) -> str:

@@ -20,10 +20,12 @@ PresetName = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="A model of another size. middle, middle256: the course's, for scenes (or --data) of 128 or 256 pixels. "
-        "sd_v1, celebahq: the published ones, autoencoder or denoiser, for --data, with the published batch, learning "
-        "rate and losses. What comes of sd_v1, --out/diffusers, ldm-tutor draw and export open; celebahq takes no "
-        "sentence: the end of its training draws samples.png, and export opens its single file.",
+        help="A model of another size, or way of training. scenes: the course's own, which scenes and a new U-Net have "
+        "without this option. small: half its work, for 90 minutes. middle, middle256: the course's, for scenes (or "
+        "--data) of 128 or 256 pixels. sd_v1, celebahq: the published ones, autoencoder or denoiser, for --data, with "
+        "the published batch, learning rate and losses. What comes of sd_v1, --out/diffusers, ldm-tutor draw and "
+        "export open; celebahq takes no sentence: the end of its training draws samples.png, and export opens its "
+        "single file.",
         show_default=False,
     ),
 ]
@@ -52,13 +54,19 @@ def check_preset(
     frozen: str | None,
     dry_run: bool,
     timed: bool,
+    anew: bool,
 ) -> TrainingPreset | None:
-    """Return the preset called `name`, or None; typer prints the refusal of what does not go with it."""
+    """Return the preset called `name`, or None; typer prints the refusal of what does not go with it.
+
+    Without a name a U-Net for scenes that begins `anew` is trained as the shipped one was, by the preset `scenes`.
+    """
     if name is None:
         for option, given in (("--frozen", frozen is not None), ("--dry-run", dry_run)):
             if given:
                 raise typer.BadParameter("goes with --preset.", param_hint=f"'{option}'")
-        return None
+        if not anew or data is not None or condition is not None or stage not in ("denoiser", "all"):
+            return None
+        name = "scenes"
     if condition is not None:
         raise typer.BadParameter("a condition is learned for the model of 64 pixels; leave one of them out.",
                                  param_hint="'--preset'")  # fmt: skip
@@ -125,5 +133,5 @@ def show_plan(stage: str, options: TrainingOptions) -> None:
         steps = f"{run.num_steps:,} steps of {run.batch_size}"
         lines.append(("bill", f"{steps}: {days:,.1f} A100-days at {UTILISATION:.0%} of its peak{told}"))
     lines += [("note", each) for each in preset.departures(stage)]
-    for name, told in lines:
+    for name, told in lines if options.team.is_main else ():
         print(textwrap.fill(told, 110, initial_indent=f"{name:18}", subsequent_indent=" " * 18))

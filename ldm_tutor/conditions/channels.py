@@ -63,6 +63,17 @@ def check_masks(pictures: Pictures, masks: Masks, place: str = "masks") -> None:
         raise ConfigError(f"{place}: values", given=values, expected="0 (picture) and 1 (hole) only")
 
 
+def check_pictures(pictures: Pictures, place: str, numbers: tuple[int, ...] = ()) -> None:
+    """Raise ShapeError or ConfigError unless these are colour pictures in [-1, 1], as many as one of `numbers` says."""
+    if pictures.dim() != 4 or pictures.shape[1] != 3 or not pictures.numel():
+        raise ShapeError(place, given=tuple(pictures.shape), expected="(b, 3, H, W)")
+    if numbers and len(pictures) not in numbers:
+        raise ShapeError(f"{place}: how many", given=len(pictures), expected=" or ".join(map(str, sorted({*numbers}))))
+    largest = float(pictures.abs().max())  # NaN where one is NaN
+    if not largest <= 1.001:
+        raise ConfigError(f"{place}: pixel values", given=largest, expected="numbers in [-1, 1]")
+
+
 def hide(pictures: Pictures, masks: Masks, form: HoleForm) -> Pictures:
     """Return the pictures with the hole filled with the form's value."""
     return torch.where(masks.to(pictures.device) > 0.5, torch.full_like(pictures, form.fill), pictures)
@@ -77,6 +88,7 @@ def mean_filled(pictures: Pictures, masks: Masks) -> Pictures:
 
 def shrink_masks(masks: Masks, factor: int, form: HoleForm) -> Float[Tensor, "b 1 h w"]:
     """Return masks at the latents' size, in the form's values."""
+    masks = masks.float()  # there is no pooling of bools
     small = F.max_pool2d(masks, factor) if form.shrink == "cover" else masks[..., ::factor, ::factor]
     low, high = form.mask_values
     return low + (high - low) * (small > 0.5).float()
@@ -109,11 +121,24 @@ def inpainting_channels(
     return hole_channels(shrink_masks(masks, autoencoder.config.downsampling, form), masked, form)
 
 
+def padded(small: Pictures, least: int, most: int) -> tuple[Pictures, tuple[int, int]]:
+    """Return small pictures, grown at the lower right to sides of `least` or more, and their own height and width.
+
+    Raises ShapeError for what is no colour picture, or has a side above `most`.
+    """
+    check_pictures(small, "upscale: the small pictures")
+    height, width = small.shape[-2:]
+    if max(height, width) > most:
+        expected = f"sides of at most {most} pixels"
+        raise ShapeError("upscale: the small pictures", given=tuple(small.shape), expected=expected)
+    more = (0, max(0, least - width), 0, max(0, least - height))
+    return F.pad(small, more, mode="replicate"), (height, width)
+
+
 def small_picture_channels(small: Pictures, side: tuple[int, int]) -> Latents:
     """Return the small picture itself, in [-1, 1], as channels of latents of `side`; ShapeError for another size."""
     if small.dim() != 4 or small.shape[1] != 3 or tuple(small.shape[-2:]) != tuple(side):
         expected = f"(b, 3, {side[0]}, {side[1]})"
         raise ShapeError("upscaling: the small pictures", given=tuple(small.shape), expected=expected)
-    if not bool(torch.isfinite(small).all()) or float(small.abs().max() if small.numel() else 0) > 1.001:
-        raise ConfigError("upscaling: pixel values", given=float(small.abs().max()), expected="numbers in [-1, 1]")
+    check_pictures(small, "upscaling: the small pictures")
     return small

@@ -93,7 +93,7 @@ def read_pictures(source: str | Path, side: int, *, wrap: Any = None) -> Caption
 
 def find_entries(source: str | Path, note: Note) -> tuple[str, Iterable[Entry]]:
     """Return the form of `source` and its pictures, none of them decoded; what is wrong goes to `note`."""
-    place = Path(source).expanduser()
+    place = Path(source).expanduser().resolve()
     if place.suffix == ".tar" or "{" in place.name:
         return "shards", _from_shards(find_shards(place), note)
     if not place.is_dir():

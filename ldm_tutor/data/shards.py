@@ -58,7 +58,8 @@ class ShardSample:
             told = json.loads(self.files["json"]) if "json" in self.files else {}
         except ValueError as error:  # of the text's letters, or of JSON
             raise TutorError(f"{self.shard}: {self.key}: its caption cannot be read ({error})") from error
-        found = next((told[name] for name in ("caption", "text") if name in told), None) if told else None
+        told = told if isinstance(told, dict) else {}
+        found = next((told[name] for name in ("caption", "text") if name in told), None)
         return found.strip() if isinstance(found, str) else None
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import jupytext
 import nbformat
 from nbclient import NotebookClient, output_widget
-from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 from ldm_tutor.errors import ConfigError, TutorError
@@ -48,8 +48,9 @@ try:
         with open("/proc/self/status") as _status:
             _peaks[0] = 1024 * next(int(line.split()[1]) for line in _status if line.startswith("VmHWM"))
     print("PEAK", json.dumps(_peaks))
-except ImportError:
-    print("PEAK [0, 0]")
+except ImportError:  # Windows
+    import psutil
+    print("PEAK", json.dumps([psutil.Process().memory_info().peak_wset, 0]))
 """
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}")
 _log = logging.getLogger("ldm_tutor.lessons.build")
@@ -118,6 +119,10 @@ def execute(notebook: NotebookNode, folder: Path, *, stop: bool = True) -> tuple
             (cell for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "error"), None
         )
         raise TutorError(f"build: cell {failed.id if failed else '?'} stops: {error.ename}: {error.evalue}") from error
+    except DeadKernelError as error:  # such as one that was killed for its memory
+        last = next((cell for cell in notebook.cells if cell.cell_type == "code" and not cell.execution_count), None)
+        where = last.id if last else "?"
+        raise TutorError(f"build: the kernel died in cell {where}", given=str(error)[:300]) from error
     except CellTimeoutError as error:
         raise TutorError(f"build: a cell takes longer than {CELL_SECONDS} seconds", given=str(error)[-300:]) from error
     finally:

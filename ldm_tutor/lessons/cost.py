@@ -11,7 +11,7 @@ from pathlib import Path
 
 from IPython.display import display
 
-from ldm_tutor.errors import ConfigError
+from ldm_tutor.errors import ConfigError, WeightsError
 from ldm_tutor.lessons.progress import progress_path
 from ldm_tutor.training.speed import Speed, slowdown
 from ldm_tutor.weights.files import atomic_file
@@ -35,7 +35,7 @@ def remember_speed(here: Speed) -> bool:
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(asdict(here)), encoding="utf-8")
         return True
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, WeightsError) as error:  # the last is what atomic_file makes of an OSError
         _log.debug("the speed cannot be kept: %s", error)
         return False
 

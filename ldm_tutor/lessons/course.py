@@ -113,7 +113,7 @@ _SAMPLING = Facts(
 )
 _CROSS_ATTENTION = Facts(
     goal="Write attention from loops to heads, and measure whether a word looks at its object, beside controls.",
-    needs="Lessons 00 and 04; lesson 03 for the text tower. Softmax and matrix products.",
+    needs="Lessons 00 and 04; lesson 03 for the text tower, lesson 05 for the U-Net. Softmax and matrix products.",
     minutes_to_read=55,
     seconds_to_run=90,
     memory_mb=1000,

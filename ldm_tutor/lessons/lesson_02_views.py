@@ -87,7 +87,7 @@ def balance_figure(logs: Mapping[str, Log]) -> Figure:
         for (name, log), line in zip(logs.items(), _LINES, strict=False):
             at = [k for k, value in enumerate(log["balance"]) if value > 0]
             axes[0].plot([log["step"][k] for k in at], [log["balance"][k] for k in at], linestyle=line, label=name)
-            axes[1].plot(log["step"], log["critic"], linestyle=line)
+            axes[1].plot([log["step"][k] for k in at], [log["critic"][k] for k in at], linestyle=line)
         axes[0].set(yscale="log", xlabel="step", title="the factor")
         axes[1].set(xlabel="step", title="the critic's hinge loss")
         axes[0].legend()

@@ -16,7 +16,7 @@ EXERCISES = (
         difficulty=1,
         minutes=3,
         task=f"A CLIP that has learned nothing gives every one of the {NUM_BLIND} x {NUM_BLIND} pairs of a batch the "
-        "same similarity. What is its contrastive loss, to two digits behind the point?",
+        "same similarity. What is its contrastive loss, to two decimal places?",
         hints=(
             "If all sentences of a batch fit equally well, which share of the softmax does the right one get?",
             "Each of n sentences gets 1/n. Cross-entropy is minus the natural logarithm of the right one's share, and "
@@ -83,7 +83,7 @@ EXERCISES = (
         hints=(
             "Print my_mask(4). What may the first token see, and what may the last one?",
             "Row 0 has one True, the last row has only True. triu keeps the corner at the upper right.",
-            "def my_mask(length):\n    return torch.ones(length, length).....bool()",
+            "def my_mask(length):\n    return torch.ones(length, length).___().bool()  # what keeps the lower left?",
         ),
         solution="import torch\n\ndef answer(length):\n    return torch.ones(length, length).tril().bool()",
         judge=judges.judge_mask_fault,

@@ -32,7 +32,8 @@ EXERCISES = (
         difficulty=2,
         minutes=8,
         task="Write my_add_noise(x0, noise, t, alpha_bar): the jump from x0 to x_t, where t has one time step per "
-        "picture. The result has the shape and the type (float32) of x0, and variance 1 at every t.",
+        "picture. The result has the shape and the type (float32) of x0 and, where x0 has variance 1, variance 1 at "
+        "every t.",
         hints=(
             "Which two weights does the closed form have, and what do their squares add up to?",
             "Look up alpha_bar[t], give it the shape (b, 1, 1, 1), take the two roots, convert them to the type of x0.",
@@ -106,9 +107,9 @@ EXERCISES = (
         kind="explore",
         difficulty=3,
         minutes=10,
-        task="Find a time t that hides the bicycle and not the house. Noise `pair` with the noises 0 to "
-        f"{NUM_LOOKS - 1} and let the judge read: it should find the blue house in at least {MANY} of the {NUM_LOOKS} "
-        f"pictures, and the red bicycle in at most {FEW}.",
+        task="Find a time t that hides the bicycle and not the house. Noise `pair` as it is, with values from -1 to 1, "
+        f"with the noises 0 to {NUM_LOOKS - 1}, and let the judge read the result as it is: it should find the "
+        f"blue house in at least {MANY} of the {NUM_LOOKS} pictures, and the red bicycle in at most {FEW}.",
         hints=(
             "Is the bicycle finer or coarser than the house, and which of the two goes first?",
             "schedule.add_noise(pair.expand(32, -1, -1, -1), noises, torch.full((32,), t)) gives the pictures; "

@@ -37,7 +37,8 @@ def _number(answer: Any) -> float | None:
 # ---------------------------------------------------------------- half_way
 
 _HALF_WAY_SLIPS = {
-    68: "the step with the index 68 is the 69th; the question is how many steps",
+    68: "68 steps leave 0.505 of the variance, a little more than half, and 69 leave 0.4998. (The step with the "
+    "index 68 is the 69th; the question is how many steps.)",
     50: "50 times 0.01 is 0.5, but the steps do not add up like that: each also shrinks the noise of those before",
     100: "100 times 0.01 is 1, but the picture shrinks at every step too, so the two meet earlier",
     138: "after 138 steps half of the amplitude is left, so a quarter of the variance; SNR compares variances",

@@ -96,8 +96,9 @@ EXERCISES = (
         difficulty=3,
         minutes=10,
         task="my_ema(average, current, n, decay) gets two lists of tensors and the number of steps, and should return "
-        "the list of new averages, as the formula of step 6 says. The function below has two faults. Either of them "
-        "alone ruins the pictures, and none of them raises an error.",
+        "the list of new averages, as the formula of step 6 says. The function below has two faults. One would leave "
+        "the random first weights in the average far too long, the other throws the average away and hands on "
+        "little but the weights of the moment. Neither raises an error.",
         hints=(
             "At n = 0 and at n = 20,000, which share of the old average should stay?",
             "At n = 0 it is 0.1, at n = 20,000 it is decay: the smaller of the two. And that share belongs to the old "

@@ -50,8 +50,10 @@ _CHANNEL_SLIPS: dict[tuple[int, ...], str] = {
     (48, 72, 72, 96, 96, 96): "the right numbers, and the order is from fine to coarse; the way up starts at the "
     "coarsest map",
     (72, 72, 72, 96, 96, 72): "you take the skips from the front of the list; the way up takes the last one first",
-    (96, 96, 96, 96, 48, 48): "you take each skip for as wide as its level; the halved map that level 1 starts with "
+    (96, 96, 96, 96, 72, 48): "you take each skip for as wide as its level; the halved map that level 1 starts with "
     "still has the 24 channels of level 0",
+    (96, 96, 96, 96, 48, 48): "you take each skip for as wide as its level; the halved map that level 1 starts with "
+    "still has the 24 channels of level 0, and the first block of the finest level still gets 48 from below",
     (96, 96, 96, 96, 96, 48): "you take each skip for as wide as the map from below; two of them have 24 channels",
     (96, 96, 96, 72, 48, 48): "the first block of the finest level still gets 48 channels from below: doubling the "
     "side does not change the width",

@@ -31,13 +31,13 @@ EXERCISES = (
         kind="fill in",
         difficulty=3,
         minutes=12,
-        task="Write my_ddim(x_t, eps, noise, a, a_prev, eta): one step from alpha_bar a to alpha_bar a_prev. eta = 0 "
-        "adds no noise, eta = 1 as much as DDPM. At the clean end, a_prev = 1, x0_hat alone is left.",
+        task="Write my_ddim_step(x_t, eps, noise, a, a_prev, eta): one step from alpha_bar a to alpha_bar a_prev. "
+        "eta = 0 adds no noise, eta = 1 as much as DDPM. At the clean end, a_prev = 1, x0_hat alone is left.",
         hints=(
             "Which three things does x_prev consist of, and which variance should the two noises have together?",
             "The two noises together have the variance 1 - a_prev. The fresh one takes eta**2 (1 - a_prev) / (1 - a) "
             "(1 - a / a_prev) of it, the old one, eps, what is left.",
-            "def my_ddim(x_t, eps, noise, a, a_prev, eta):\n"
+            "def my_ddim_step(x_t, eps, noise, a, a_prev, eta):\n"
             "    x0_hat = ...\n"
             "    fresh = eta**2 * ...\n"
             "    return a_prev**0.5 * x0_hat + (...) ** 0.5 * eps + fresh**0.5 * noise",
@@ -55,7 +55,8 @@ EXERCISES = (
         difficulty=3,
         minutes=12,
         task="two_m(x_t, x0_hat, x0_before, a_before, a, a_prev) should be one step of DPM-Solver++(2M) from alpha_bar "
-        "a to a_prev; a_before and x0_before belong to the step before. The function below has two faults.",
+        "a to a_prev, the next, cleaner time, as everywhere in this lesson. The step before began at a_before, where "
+        "the network saw x0_before. The function below has two faults.",
         hints=(
             "Does your x move towards the aim, and what should r be when this step is longer than the one before?",
             "Compare with step 5, sign by sign. r is the length of the step before over the length of this one, and "
@@ -84,7 +85,8 @@ EXERCISES = (
         minutes=12,
         task="Picture to picture. Write my_start(latents, noise, strength, grid, alpha_bar), which returns two things: "
         "x_t, the noisy latents to start from, and start_at, the index of the first step to run. A share `strength` of "
-        "the steps runs, rounded, the last ones of the grid. Strength 0 keeps the latents: start_at is len(grid).",
+        "the steps runs, rounded, the last ones of the grid. Strength 0 keeps the latents: start_at is len(grid). "
+        "Strength 1 runs all steps, and still starts from noised latents, at the time grid[0].",
         hints=(
             "How many steps run, and at which time of the grid does the first of them stand?",
             "round(strength * n) steps run, so n minus that are skipped. Noise the latents to the time grid[start_at] "

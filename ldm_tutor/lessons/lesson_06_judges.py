@@ -134,7 +134,7 @@ _JUMPS = ((0.5, 0.6), (0.1, 0.3), (0.9, 0.95), (0.005, 0.05))
 def judge_ddim(my_ddim: Any) -> Verdict:
     """Judge a function (x_t, eps, noise, a, a_prev, eta) -> x_prev: Song et al. 2021, eq. 12 and 16."""
     if not callable(my_ddim):
-        return look_again("the answer is a function: my_ddim(x_t, eps, noise, a, a_prev, eta)")
+        return look_again("the answer is a function: my_ddim_step(x_t, eps, noise, a, a_prev, eta)")
     x, eps, noise = _three_draws(1)
     cases = [(a, p, eta) for a, p in _JUMPS for eta in (0.0, 0.6, 1.0)]
     got = []
@@ -209,7 +209,7 @@ _TWO_M_SLIPS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"flip": True}, "one fault is left: r is the step before over this step, h_before / h, and yours is upside down"),
     (
         {"grow": True},
-        "one fault is left: the share that remains of the old x shrinks, so it is expm1(-h), not expm1(h)",
+        "one fault is left: the weight of the aim is 1 - exp(-h), which is -expm1(-h), not -expm1(h)",
     ),
     ({"back": True}, "your aim leans back to x0_before: extrapolate forward, more than 1 of x0_hat, minus x0_before"),
     ({"extra": 0.0}, "you aim at x0_hat alone: that is the first-order step, DDIM"),

@@ -98,7 +98,7 @@ EXERCISES = (
         kind="explore",
         difficulty=3,
         minutes=12,
-        task="Which single head of which layer looks most exactly at the object of its word? Answer with a pair such "
+        task="Which single head of which layer fits the object of its word best, by AUC? Answer with a pair such "
         f"as ('mid.block0.layer0.cross', 0), heads counted from 0. The check measures all of them on {NUM_SCENES} "
         f"held-out scenes at t = {TIME} and accepts every head that is as good as the best within {judges.CLOSE}.",
         hints=(

@@ -307,7 +307,7 @@ def told(report: Report, aspects: Sequence[str] = ("background", "color", "all")
     for arm, row in last.items():
         shares = ", ".join(f"{aspect} {row[aspect]['value']:.0%}" for aspect in aspects)
         more = row["gap"]["value"] / row["loss"]["value"]
-        lines.append(f"{ARMS[arm]:21} {row['step']} steps: {shares}; a stranger's sentence: {more:.0%} more loss")
+        lines.append(f"{ARMS[arm]:21} {row['step']} steps: {shares}; another scene's sentence: {more:.0%} more loss")
     slower = last["along"]["seconds"] / last["clip"]["seconds"]
     return [*lines, f"a step of {ARMS['along']!r} takes {slower:.1f} times as long"]
 

@@ -16,8 +16,8 @@ EXERCISES = (
         difficulty=1,
         minutes=5,
         task="Somebody draws with 250 steps and writes guidance as eps_c + w (eps_c - eps_u), with w = 0.5. Which "
-        "scale s is that in our convention, and how many rows does the U-Net see for one picture? Answer with two "
-        "numbers: (scale, rows).",
+        "scale s is that in our convention, and how many rows does the U-Net see for one picture, in all 250 steps "
+        "together? Answer with two numbers: (scale, rows).",
         hints=(
             "At which w, and at which s, is the result the plain eps_c?",
             "w = 0 and s = 1 are both plain sampling. A guided step needs an answer with and one without the sentence.",
@@ -107,7 +107,7 @@ EXERCISES = (
         task=f"In the exact example the class has the spread {SPREAD}. At which guidance scale do the *samples* of "
         f"guided drawing have half of it, {HALF} (within {NEAR})? Use draw_numbers from step 2; one decimal is enough.",
         hints=(
-            "Between which two of the scales in the figure does the spread of the samples pass one half?",
+            "Between which two scales of the figure does the spread of the samples fall below half of the class's?",
             "Print draw_numbers(s).std() for s in steps of 0.2 between them. They fall as s grows.",
             "for s in torch.arange(4, 8, 0.2).tolist():\n    print(f'{s:.1f}', float(draw_numbers(...).std()))",
         ),

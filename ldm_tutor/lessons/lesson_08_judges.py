@@ -166,8 +166,7 @@ _ONE_CALL_SLIPS: tuple[tuple[Callable[[Tensor, Tensor, float], Tensor], str], ..
     ),
     (
         lambda u, c, s: u + s * (u - c),
-        "two faults are left: the chunks are swapped, since the context came first into the batch, and the pull has to "
-        "start at eps_uncond",
+        "neither of the two faults is mended yet: compare what comes out at scale 0 and at scale 1 with what should",
     ),
     (
         lambda u, c, s: c + s * (u - c),

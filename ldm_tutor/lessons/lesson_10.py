@@ -83,8 +83,8 @@ EXERCISES = (
         minutes=12,
         task="my_stack(noisy, picture, mask, encode, scale) should make the nine channels of Stable Diffusion's "
         "inpainting model: noisy latents 4, mask 1, latents of the masked picture 4. The mask (b, 1, H, W) is 1 in the "
-        "hole; `encode` gives latents without their scale factor, `scale` is that factor. The function below has four "
-        "faults, and raises none.",
+        "hole and is shrunk by taking the upper left pixel of each square; `encode` gives latents without their scale "
+        "factor, `scale` is that factor. The function below has four faults, and raises no error.",
         hints=(
             "What does the model have to see of the picture, and in which units are the latents that it works with?",
             "Compare each line with the table of step 4: what is multiplied by the mask, the mask's range, the order "
@@ -138,8 +138,9 @@ EXERCISES = (
         f"with which the judge sees a white dog and the background keeps {STRENGTH_DB:.0f} dB or more. Answer with the "
         "strength. The check draws it, which takes a second or two.",
         hints=(
-            "In the row of strengths above, where does the cat become a dog, and what happens to the sky after that?",
-            "Try 0.5 and 0.9 first. One keeps the cat, the other moves the clouds; the answer lies between them.",
+            "Seed and steps are others here; but between which strengths of the row above does the cat become a dog?",
+            "Print what the judge sees and the background's PSNR for 0.6, 0.7, 0.8 and 0.9, and take the least "
+            "strength at which the dog is there and white.",
             "answer = 0.5 + ...",
         ),
         solution=f"answer = {judges.STRENGTH_ANSWER}",

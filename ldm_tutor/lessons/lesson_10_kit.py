@@ -203,7 +203,7 @@ _FIRST = {"layout": "mean_iou", "inpainting": "object_found", "upscaling": "perc
 _PANELS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
     (
         "layout",
-        "boxes: object in its box (blue), mean IoU (red)",
+        "boxes: object in its box (left), mean IoU (right)",
         {
             "sentence\nalone": ("baseline_sentence_alone.object_in_box", "baseline_sentence_alone.mean_iou"),
             "boxes": ("object_in_box", "mean_iou"),
@@ -227,7 +227,7 @@ _PANELS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
         {
             "mean\ncolour": ("background_psnr_db_mean_filled",),
             "put back": ("background_psnr_db_untrained",),
-            "trained,\nsilent": ("background_psnr_db_no_sentence",),
+            "trained, no\nsentence": ("background_psnr_db_no_sentence",),
             "trained": ("background_psnr_db",),
         },
     ),
@@ -239,8 +239,8 @@ _PANELS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
             "drawn": ("drawn.perceptual",),
             "corrected": ("perceptual",),
             "plain,\ncorrected": ("untrained.perceptual",),
-            "poor,\nbicubic": ("degraded.perceptual_bicubic",),
-            "poor,\ndrawn": ("degraded.perceptual",),
+            "degraded,\nbicubic": ("degraded.perceptual_bicubic",),
+            "degraded,\ndrawn": ("degraded.perceptual",),
         },
     ),
 )

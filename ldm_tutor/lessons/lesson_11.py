@@ -106,7 +106,7 @@ EXERCISES = (
         difficulty=2,
         minutes=6,
         task=f"A model gets {RIGHT:.0%} of its sentences right. How many sentences do you have to draw before the "
-        f"interval reaches no further than {HALF_WIDTH} to each side? Find it with `share`, to within a dozen.",
+        f"interval is {2 * HALF_WIDTH:g} wide, half of it {HALF_WIDTH}? Find it with `share`, to within a dozen.",
         hints=(
             "How does the interval change when you draw four times as many sentences?",
             "Its width falls with the square root of the number. Try 100, look at the width, and go on from there.",

@@ -102,8 +102,8 @@ EXERCISES = (
         hints=(
             "What is the smallest frequency in each of the two, and which half comes first?",
             "Divide k by half, not by half - 1, and put the cosines first.",
-            "freqs = torch.exp(-math.log(10000) * torch.arange(half) / ...)\n"
-            "answer = torch.cat([angles...., angles....], dim=-1)",
+            "freqs = torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(half) / ...)\n"
+            "return torch.cat([angles...., angles....], dim=-1)",
         ),
         solution="import math\n\n"
         "import torch\n\n"
@@ -145,7 +145,8 @@ EXERCISES = (
         "of 64, by the prediction `budget(...).peak_bytes`.",
         hints=(
             "How much of the 8 GB is left beside the weights, and which part needs the most while it works?",
-            "The decoder's working memory grows with the area. Start from its figure at 512 and try the sides nearby.",
+            "The decoder's working memory grows with the area, so the side grows with the root. Divide what is left by "
+            "its figure at 512.",
             'sides = range(512, 2048, 64)\nanswer = max(side for side in sides if budget("SD v1", "float32", '
             "side, side).peak_bytes <= ...)",
         ),

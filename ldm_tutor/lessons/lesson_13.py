@@ -89,17 +89,19 @@ EXERCISES = (
         difficulty=4,
         minutes=15,
         task="my_save(path, pieces) writes pieces of bytes into a file, and loses the old file if it is stopped half "
-        "way. Repair it: whenever it stops, whatever the error, the file at `path` is the old or the whole new one, "
-        "and nothing else is left in the folder.",
+        "way. Repair it: whatever error is raised while it writes, the file at `path` (a `Path`) is the old or the "
+        "whole new one, and nothing else is left in the folder.",
         hints=(
             "Where can you write without touching the old file, and which single operation puts a file in its place?",
-            "Write beside it, in the same folder, then os.replace. If anything goes wrong, remove what you wrote.",
+            "Write beside it, in the same folder, then rename it over the old one. If anything goes wrong, remove what "
+            "you wrote.",
+            "import os\n\n"
             "def my_save(path, pieces):\n"
             '    beside = path.with_name(path.name + ".tmp")\n'
             "    try:\n"
             '        with open(beside, "wb") as file:\n'
-            "            ...\n"
-            "        os.replace(beside, path)\n"
+            "            ...  # and last file.flush(); os.fsync(file.fileno())\n"
+            "        beside.replace(path)\n"
             "    finally:\n"
             "        beside.unlink(missing_ok=True)",
         ),

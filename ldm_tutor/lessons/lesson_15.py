@@ -103,8 +103,9 @@ EXERCISES = (
         "with the names of the faults, {'X': ..., 'Y': ..., 'Z': ...}. Look at their pictures only afterwards.",
         hints=(
             "Which is the first alarm of each, read from left to right, and what passes through that part?",
-            "A clock may stand still, as A's, or go wrong. A sentence that is worse than its neighbour's is not simply "
-            "ignored. And a picture may have been changed before the autoencoder sees it.",
+            "A clock may stand still, as A's, or go wrong. If the neighbour's sentence fits better than the own one, "
+            "the words are not lost: they reach the wrong picture. And a picture may have been changed before the "
+            "autoencoder sees it.",
             "for name in 'XYZ':\n    print(name, examine(kit.admit(name))[0])\nanswer = {'X': ..., 'Y': ..., 'Z': ...}",
         ),
         solution="# X: its clock goes wrong. Y: the neighbour's sentence is the better one. Z: the round trip.\n"

@@ -183,7 +183,7 @@ def judge_training_step(my_step: Any) -> Verdict:
         slips = {
             "the scale factor makes the noise smaller too: it belongs to the latents alone": scale
             * (root * mean + rest * noise),
-            "all three are still there: look at the spread of x_t at t = 400, it should be near 1": scale
+            "x_t still has both of its faults: look at its spread at t = 400, it should be near 1": scale
             * (a * mean + (1 - a) * noise),
             "without the square roots the variance of x_t falls in the middle: sqrt(a) and sqrt(1 - a)": a
             * scale

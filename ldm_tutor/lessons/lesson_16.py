@@ -79,7 +79,8 @@ EXERCISES = (
         minutes=12,
         task="Write my_heun(velocity, x, t, t_next): one step of Heun along a flow. It goes to the end of the step as "
         "Euler does, asks there again, and then makes the step once more with the mean of both answers. To t_next = 0 "
-        "it makes Euler's step alone and does not ask at 0, a time that the network has never seen.",
+        "it makes Euler's step alone and does not ask at 0 (Karras et al. 2022 do so, since their formula divides by "
+        "the noise there; it also saves a call).",
         hints=(
             "Where does Euler's step end, and what does velocity say there, at that time?",
             "The first answer is for x and t, the second for Euler's end and t_next; from x, the step is (t_next - t) "

@@ -233,12 +233,12 @@ def judge_heun(my_heun: Any) -> Verdict:
         got.append(result)
         counts.append(len(velocity.times))
     if 0.0 in velocity.times:
-        return look_again("right above 0; to t_next = 0 it asks at t = 0, which no training has seen: Euler alone here")
+        return look_again("right above 0; to t_next = 0 it asks at t = 0, and the task wants Euler's step alone there")
     if not close(got[-1], x - 0.2 * _wave(x, 0.2)):
         return look_again("right above 0; to t_next = 0 the step should be Euler's, the whole of it, and yours is not")
     if counts[-1] != 1:
         return look_again(f"right; but to t_next = 0 it asks {counts[-1]} times, where Euler asks once")
-    return passed("two answers make a step of second order; the last has one, for the network has never been at t = 0")
+    return passed("two answers make a step of second order; the last has one, as the task asks")
 
 
 def _why_not_heun(got: list[Tensor], x: Tensor, most: int) -> str:

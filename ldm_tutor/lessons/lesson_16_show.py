@@ -161,12 +161,17 @@ def size_table(reports: Mapping[str, Report]) -> str:
     return "\n".join(lines)
 
 
+def _told_share(what: str, share: Mapping[str, Any]) -> str:
+    low, high = share["interval"]
+    return f"{what} {share['value']:.0%} ({low:.0%} to {high:.0%})"
+
+
 def mark_table(reports: Mapping[str, Report]) -> str:
-    """Say what each run got right at its end, and its FID, a line for each."""
+    """Say what each run got right at its end, with intervals, and its FID, a line for each."""
     lines = []
     for name, report in reports.items():
         last = report["rows"][-1]
-        right = ", ".join(f"{what} {value_of(last, what):.0%}" for what in ("object", "color", "background"))
+        right = ", ".join(_told_share(what, last[what]) for what in ("object", "color", "background"))
         lines.append(f"{LABELS[name]:15} right: {right}; FID {last['fid']:.0f}")
     return "\n".join(lines)
 

@@ -133,13 +133,18 @@ def follow(
                 break
     except KeyboardInterrupt:
         _say(f"stopped by you after {len(seen)} of {num_steps} steps; what was learned so far is kept")
+    else:
+        if len(seen) < num_steps:
+            _say(f"ended after {len(seen)} of {num_steps} steps")
     finally:
-        view.close()
+        for part in (view, line, picture):
+            part.layout.close()
+            part.close()
     if not seen:
         return seen
     show(_curve(seen, num_steps, band, marks), alt=alt)
     if band is not None:
-        _say(f"ends inside the band of {band.num_runs} earlier runs, or below: {band.holds(seen)}")
+        _say(f"ends in the band of {band.num_runs} earlier runs, below, or a tenth above: {band.holds(seen)}")
     return seen
 
 

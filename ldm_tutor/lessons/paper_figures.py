@@ -12,7 +12,7 @@ from collections.abc import Iterator
 # Cue of the paragraph: source: its numbers, separated by spaces.
 PAPER_FIGURES: dict[str, dict[str, str]] = {
     # Rombach et al. 2022 (arXiv 2112.10752)
-    "Rombach|paper|table": {
+    r"\bRombach\b|\bpapers?\b|\btables?\b": {
         "Rombach 2022, table 1: unconditional 256 x 256, FID, precision, recall": """
             5.11 .72 .49 4.98 .73 .50 4.02 .64 .52 2.95 .66 .48 1.59 1.52 1.90 2.35 3.08 3.86 4.16 4.21 4.9 5.54
             7.16 7.22 7.89 8.0 9.57 10.2 15.8""",

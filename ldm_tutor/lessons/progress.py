@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from pathlib import Path
+
+from ldm_tutor.errors import WeightsError
+from ldm_tutor.weights.files import atomic_file
 
 VARIABLE = "LDM_TUTOR_PROGRESS"  # another path for the file; "off" keeps nothing
 _log = logging.getLogger(__name__)
@@ -32,34 +34,40 @@ def passed_exercises() -> frozenset[str]:
     """The addresses (`start_here.compression`) of all exercises passed so far; none if the file cannot be read."""
     try:
         path = progress_path()
-        if path is None or not path.is_file():
-            return frozenset()
-        names = json.loads(path.read_text(encoding="utf-8"))["passed"]
-        return frozenset(name for name in names if isinstance(name, str))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        return frozenset() if path is None else _read(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         _log.debug("the progress file cannot be read: %s", error)
         return frozenset()
 
 
 def record_pass(address: str) -> bool:
-    """Add an exercise to the file, whole or not at all. Returns whether it is kept; never raises."""
-    passed = passed_exercises()
-    if address in passed:
-        return True
-    temporary = None
+    """Add an exercise to the file, whole or not at all. Returns whether it is kept; never raises.
+
+    A file that is there and cannot be read just now stays as it is: what it holds must not be lost.
+    """
     try:
         path = progress_path()
         if path is None:
             return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"version": 1, "passed": sorted(passed | {address})}, indent=1) + "\n"
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            temporary = file.name
-            file.write(text)
-        os.replace(temporary, path)
+        passed = _read(path)
+        if address not in passed:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as temporary:
+                text = json.dumps({"version": 1, "passed": sorted(passed | {address})}, indent=1)
+                temporary.write_text(text + "\n", encoding="utf-8")
         return True
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, WeightsError) as error:  # the last is what atomic_file makes of an OSError
         _log.debug("the progress file cannot be written: %s", error)
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         return False
+
+
+def _read(path: Path) -> frozenset[str]:
+    """Return what the file holds, nothing where there is none or it is broken; OSError where it cannot be read."""
+    if not path.is_file():
+        return frozenset()
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["passed"]
+        return frozenset(name for name in names if isinstance(name, str))
+    except (ValueError, KeyError, TypeError) as error:
+        _log.debug("the progress file is broken: %s", error)
+        return frozenset()

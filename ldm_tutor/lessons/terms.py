@@ -42,7 +42,7 @@ NOTATION = {
     "probs": Symbol("A", "probs", "the attention map, $n \\times m$; every row sums to 1"),
     "c": Symbol("c", "context", "one vector per token of the sentence"),
     "latents": Symbol("x_t", "latents", "noisy latents at time step $t$"),
-    "t": Symbol("t", "t", "how noisy: hardly at 0, nothing but noise at 999"),
+    "t": Symbol("t", "t", "how noisy: hardly at 0, hardly anything but noise at 999"),
     "t_step": Symbol("t", "t", "how noisy: one step of noise at 0, hardly anything else at 999"),
     "eps_hat": Symbol(r"\epsilon_\theta(x_t, t, c)", "eps_hat", "the noise that the U-Net sees in them"),
     "x0_hat": Symbol(r"\hat{x}_0", "x0_hat", "the clean latents that this noise implies"),
@@ -51,7 +51,7 @@ NOTATION = {
     "eps_cond": Symbol(r"\epsilon_c", "eps_cond", "the noise seen with the sentence"),
     "qkv": Symbol("Q, K, V", "q, k, v", "three linear maps of the normalised `x`"),
     "d": Symbol("d", "q.shape[-1]", "width of one head"),
-    "mask": Symbol("M", "mask", r"0 where looking is allowed, $-\infty$ elsewhere"),
+    "mask": Symbol("M", "mask", r"0 where looking is allowed (`mask` is True), $-\infty$ elsewhere"),
     "quick_gelu": Symbol("g", "h * sigmoid(1.702 h)", "CLIP's quick form of the GELU curve"),
     "z": Symbol("z", "z", "the latents, $h \\times w \\times c$ numbers"),
     "mu": Symbol(r"\mu", "mean", "the middle of a latent number's cloud"),
@@ -60,9 +60,7 @@ NOTATION = {
     "x_t": Symbol("x_t", "x_t", "the same after noising, $t$ from 0 to 999"),
     "betas": Symbol(r"\beta_t", "betas[t]", "the variance that step $t$ adds"),
     "noise": Symbol(r"\epsilon", "noise", "standard normal noise"),
-    "alpha_bar": Symbol(
-        r"\bar\alpha_t", "alpha_bar[t]", "what is left of the picture's variance; you meet it in step 3"
-    ),
+    "alpha_bar": Symbol(r"\bar\alpha_t", "alpha_bar[t]", "what is left of the picture's variance"),
     "a_prev": Symbol(r"\bar\alpha_{t'}", "a_prev", "what is left of the picture's variance at the next, cleaner time"),
     "angle": Symbol(r"\varphi", "angle", r"0 at the picture, a quarter turn at noise; cosine $\sqrt{\bar\alpha_t}$"),
     "v_velocity": Symbol("v", "v", "the velocity along the circle"),

@@ -19,12 +19,12 @@ WEIGHT = 100.0  # times the cosine, as libraries report it; the paper's own weig
 def clip_scores(
     pictures: Float[Tensor, "n d"], sentences: Float[Tensor, "n d"], weight: float = WEIGHT
 ) -> Float[Tensor, " n"]:
-    """Return weight x max(cosine, 0) of each picture's vector with its own sentence's vector, in float64."""
+    """Return weight x max(cosine, 0) of each picture's vector with its own sentence's, float64, on the CPU."""
     if pictures.dim() != 2 or pictures.shape != sentences.shape:
         raise ShapeError(
             "clip_scores", given=(tuple(pictures.shape), tuple(sentences.shape)), expected="one sentence per picture"
         )
-    return weight * F.cosine_similarity(pictures.double(), sentences.double(), dim=1).clamp(min=0)
+    return weight * F.cosine_similarity(pictures.cpu().double(), sentences.cpu().double(), dim=1).clamp(min=0)
 
 
 @torch.inference_mode()
@@ -52,4 +52,4 @@ def clip_features(clip: Clip, pictures: Pictures, batch_size: int = 128) -> Floa
     """Return CLIP's unit vector of each picture, float64, on the CPU: another feature network for FID and its kin."""
     device = clip.logit_scale.device
     parts = pictures.split(batch_size)
-    return torch.cat([clip.embed_pictures(part.to(device).float()).double().cpu() for part in parts])
+    return torch.cat([clip.embed_pictures(part.to(device).float()).cpu().double() for part in parts])

@@ -25,7 +25,7 @@ from ldm_tutor.data.scenes.world import BACKGROUNDS, COLORS, HELD_OUT, KINDS, PL
 from ldm_tutor.metrics.figures import mean, share
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.reading import Reading, SeenThing, read_pictures
-from ldm_tutor.models.judge import Judge
+from ldm_tutor.models.judge import Judge, as_seen
 from ldm_tutor.models.tokenizer import split_words
 from ldm_tutor.shapes import Bool, Pictures, Tensor
 
@@ -207,7 +207,7 @@ def color_margin(
 
     Above 0 it is the colour that the judge would name; 3 stands for odds of 20 to 1.
     """
-    maps = judge(pictures.to(next(judge.parameters()).device)).color.cpu()
+    maps = judge(as_seen(pictures.to(next(judge.parameters()).device).float())).color.cpu()
     side, made = maps.shape[-1], []
     for row, (x, y), color in zip(maps, centres, colors, strict=True):
         column, line = (min(side - 1, max(0, int(v * side))) for v in (x, y))

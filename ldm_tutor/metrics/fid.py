@@ -18,7 +18,7 @@ def judge_features(judge: Judge, pictures: Pictures, batch_size: int = 128) -> F
     """Return the judge's feature vector of each picture in [-1, 1], of 64 pixels or more; float64, on the CPU."""
     device = next(judge.parameters()).device
     seen = (as_seen(part.to(device).float()) for part in pictures.split(batch_size))
-    return torch.cat([judge.embed(part).double().cpu() for part in seen])
+    return torch.cat([judge.embed(part).cpu().double() for part in seen])
 
 
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:

@@ -25,7 +25,7 @@ def inception_weights() -> Path:
 def inception_features(
     pictures: Pictures, batch_size: int = 32, weights: Path | None = None
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
-    """Return 2,048 features and 1,008 class probabilities of each picture in [-1, 1], float64.
+    """Return 2,048 features and 1,008 class probabilities of each picture in [-1, 1], float64, on the CPU.
 
     Raises WeightsError that names the file where the weights are not on this machine, ConfigError without
     torch-fidelity. Nothing is downloaded.
@@ -46,7 +46,7 @@ def inception_features(
     ).eval()
     features, probabilities = [], []
     for part in pictures.split(batch_size):
-        as_bytes = ((part.float() + 1) * 127.5).round().clamp(0, 255).byte()
+        as_bytes = ((part.cpu().float() + 1) * 127.5).round().clamp(0, 255).byte()
         vector, logits = network(as_bytes)
         features.append(vector.double())
         probabilities.append(logits.double().softmax(dim=1))

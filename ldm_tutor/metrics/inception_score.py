@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ldm_tutor.errors import ConfigError, ShapeError
-from ldm_tutor.models.judge import Judge
+from ldm_tutor.models.judge import Judge, as_seen
 from ldm_tutor.shapes import Float, Pictures, Tensor
 
 
@@ -53,12 +53,12 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 def judge_probabilities(judge: Judge, pictures: Pictures, batch_size: int = 128) -> Float[Tensor, "n kinds"]:
     """Return what the judge takes the main object for: its probabilities of the kinds where it is surest of a centre.
 
-    Pictures in [-1, 1]; float64, on the CPU.
+    Pictures in [-1, 1] of 64 pixels or more; float64, on the CPU.
     """
     device, found = next(judge.parameters()).device, []
     for part in pictures.split(batch_size):
-        maps = judge(part.to(device).float())
+        maps = judge(as_seen(part.to(device).float()))
         best = maps.heat.flatten(1).argmax(dim=1)
         kinds = maps.kind.flatten(2)[torch.arange(len(part), device=device), :, best]
-        found.append(kinds.double().softmax(dim=1).cpu())
+        found.append(kinds.cpu().double().softmax(dim=1))
     return torch.cat(found)

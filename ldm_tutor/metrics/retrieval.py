@@ -29,6 +29,18 @@ def retrieval_top1(clip: Clip, pictures: Pictures, tokens: Tokens, batch_size: i
     return {"picture_to_text": share(to_text), "text_to_picture": share(to_picture)}
 
 
+@torch.inference_mode()
+def told_apart(clip: Clip, pictures: Pictures, right: Tokens, wrong: Tokens, batch_size: int = 128) -> Measured:
+    """Return the share of pictures that are nearer to their right sentence than to a wrong one; a guess has a half."""
+    device = clip.logit_scale.device
+    answers: list[bool] = []
+    for rows in torch.arange(len(pictures)).split(batch_size):
+        seen = clip.embed_pictures(pictures[rows].to(device))
+        near, far = ((seen * clip.embed_text(told[rows].to(device))).sum(dim=1) for told in (right, wrong))
+        answers += (near > far).tolist()
+    return share(answers)
+
+
 def distinct_batches(captions: Sequence[str], scenes: Sequence[Scene], batch_size: int = 64) -> list[int]:
     """Return indices whose batches of `batch_size` hold no sentence that is also true of another picture in it.
 

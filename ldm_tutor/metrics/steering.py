@@ -23,7 +23,7 @@ from ldm_tutor.losses.reconstruction import PerceptualDistance
 from ldm_tutor.metrics.figures import Measured, mean, share
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.reading import Reading, SeenThing, read_pictures
-from ldm_tutor.models.judge import Judge
+from ldm_tutor.models.judge import Judge, as_seen
 from ldm_tutor.shapes import Float, Pictures, Tensor
 
 Report = dict[str, Any]
@@ -156,9 +156,13 @@ def as_saved(pictures: Pictures) -> Pictures:
 
 @torch.inference_mode()
 def distances(judge: Judge, pictures: Pictures, others: Pictures) -> Float[Tensor, " n"]:
-    """Return the perceptual distance per picture, as the judge sees it: no loss has ever used its features."""
-    measure = PerceptualDistance(judge)
-    return torch.cat([measure(a, b) for a, b in zip(pictures.split(64), others.split(64), strict=True)])
+    """Return the perceptual distance per picture, as the judge sees it: no loss has ever used its features.
+
+    Pictures of 64 pixels or more, larger ones shrunk; on the CPU, wherever the judge is.
+    """
+    measure, device = PerceptualDistance(judge), next(judge.parameters()).device
+    pairs = zip(pictures.split(64), others.split(64), strict=True)
+    return torch.cat([measure(*(as_seen(each.to(device).float()) for each in pair)).cpu() for pair in pairs])
 
 
 def consistency(drawn: Pictures, small: Pictures) -> Float[Tensor, " n"]:

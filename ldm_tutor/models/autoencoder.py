@@ -28,7 +28,7 @@ class DiagonalGaussian:
 
     def sample(self, generator: torch.Generator | None = None) -> Latents:
         """Draw mean + std x noise: the reparameterisation that lets gradients through."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32).to(self.mean)
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32, device="cpu").to(self.mean)
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def mode(self) -> Latents:
@@ -139,8 +139,10 @@ class Decoder(nn.Module):
 
 
 def check_sides(pictures: Float[Tensor, "b c H W"], config: AutoencoderConfig, place: str) -> None:
-    """Raise ShapeError where height or width of the pictures is no multiple of the autoencoder's factor f."""
-    f = config.downsampling
+    """Raise ShapeError for pictures of other channels, or whose height or width is no multiple of the factor f."""
+    f, channels = config.downsampling, config.picture_channels
+    if pictures.dim() != 4 or pictures.shape[1] != channels:
+        raise ShapeError(place, given=tuple(pictures.shape), expected=f"(b, {channels}, H, W)")
     if pictures.shape[2] % f or pictures.shape[3] % f:
         raise ShapeError(place, given=tuple(pictures.shape), expected=f"height and width to be multiples of {f}")
 

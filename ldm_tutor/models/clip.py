@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldm_tutor.config import ClipConfig
+from ldm_tutor.errors import WeightsError
 from ldm_tutor.models.image_encoder import ImageEncoder
 from ldm_tutor.models.text_encoder import TextEncoder, pick_end
+from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.shapes import Float, Int, Pictures, Tensor, Tokens
 
 
@@ -44,6 +46,21 @@ class Clip(nn.Module):
     def forward(
         self, pictures: Float[Tensor, "pictures 3 H W"], tokens: Int[Tensor, "sentences n"]
     ) -> Float[Tensor, "pictures sentences"]:
-        """Return the similarity of every picture with every sentence, times the temperature (at most 100)."""
+        """Return the similarity of every picture with every sentence, times the scale, 1 / temperature, at most 100."""
         scale = self.logit_scale.clamp(max=math.log(100)).exp()
         return scale * self.embed_pictures(pictures) @ self.embed_text(tokens).T
+
+
+def check_tokenizer(tokenizer: Tokenizer, clip: Clip, where: str) -> None:
+    """Raise WeightsError unless the tokenizer of the folder `where` is the one that its CLIP was trained with."""
+    text = clip.config.text
+    if tokenizer.vocab_size > text.vocab_size:
+        expected = f"at most {text.vocab_size}"
+        told = f"the tokenizer in {where} has more tokens than the text encoder"
+        raise WeightsError(told, given=tokenizer.vocab_size, expected=expected)
+    if tokenizer.context_length != text.context_length:
+        told = f"the tokenizer in {where} frames sentences otherwise than the text encoder reads them"
+        raise WeightsError(told, given=tokenizer.context_length, expected=f"{text.context_length} tokens")
+    if tokenizer.end_id != clip.end_id:
+        told = f"the tokenizer in {where} and its CLIP do not belong together"
+        raise WeightsError(told, given=tokenizer.end_id, expected=f"the end token {clip.end_id}")

@@ -42,10 +42,10 @@ class DiTConfig(Config):
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._need(self.side % self.patch_size == 0, "side", f"a multiple of patch_size={self.patch_size}")
         self._need(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}")
         self._need(self.width % 4 == 0, "width", "a multiple of 4: sine and cosine, for row and column")
-        self._need(self.depth >= 1, "depth", "1 or more")
 
 
 def modulate(

@@ -173,7 +173,7 @@ class UNet(WithSites):
         self._name_sites()
 
     def forward(self, latents: Latents, t: Times, context: Context | None = None) -> Float[Tensor, "b out h w"]:
-        self._check(latents, context)
+        self._check(latents, t, context)
         t_emb = self.time_mlp(t)
         x = self.conv_in(latents)
         skips = [x]
@@ -207,7 +207,7 @@ class UNet(WithSites):
                     name = f"{where}.block{b}.layer{n}.{kind}"
                     layer.site = Site(name, stage, level, kind, layer.num_heads)
 
-    def _check(self, latents: Latents, context: Context | None) -> None:
+    def _check(self, latents: Latents, t: Times, context: Context | None) -> None:
         factor = 2 ** (len(self.down) - 1)
         if latents.shape[1] != self.config.in_channels or latents.shape[2] % factor or latents.shape[3] % factor:
             raise ShapeError(
@@ -215,11 +215,14 @@ class UNet(WithSites):
                 given=tuple(latents.shape),
                 expected=f"(b, {self.config.in_channels}, h, w) with h and w multiples of {factor}",
             )
+        if t.dim() != 1 or len(t) not in (1, len(latents)):
+            raise ShapeError("UNet t", given=tuple(t.shape), expected=f"(1,) or ({len(latents)},)")
         width = self.config.context_dim
         if width is None:
             fits = context is None
         else:
-            fits = context is not None and (context.shape[0], context.shape[-1]) == (latents.shape[0], width)
+            fits = context is not None and context.dim() == 3
+            fits = fits and (context.shape[0], context.shape[-1]) == (latents.shape[0], width)  # type: ignore[union-attr]
         if not fits:
             raise ShapeError(
                 "UNet context",

@@ -73,9 +73,17 @@ def figure_style() -> Iterator[None]:
 
 
 def to_uint8(pictures: Pictures) -> Pixels:
-    """Turn pictures (b, 3, H, W) in [-1, 1] into bytes (b, H, W, 3), rounded; values outside are cut off."""
+    """Turn pictures (b, 3, H, W) in [-1, 1] into bytes (b, H, W, 3), rounded; values outside are cut off.
+
+    Raises ShapeError for another shape, ConfigError for whole numbers (`to_float` makes pictures of bytes) and NaN.
+    """
     if pictures.dim() != 4 or pictures.shape[1] != 3:
         raise ShapeError("to_uint8: pictures", given=tuple(pictures.shape), expected="(b, 3, H, W), values in [-1, 1]")
+    if not pictures.is_floating_point():
+        given, fix = str(pictures.dtype), "to_float turns bytes into [-1, 1]"
+        raise ConfigError("to_uint8: pictures", given=given, expected="floating-point numbers", fix=fix)
+    if bool(pictures.isnan().any()):
+        raise ConfigError("to_uint8: pictures", given="NaN among the values", expected="numbers")
     scaled = (pictures.detach().float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -117,8 +125,8 @@ def check_alt(alt: str) -> None:
         )
 
 
-def bundle(png: bytes, alt: str, widget: Any = None) -> dict[str, Any]:
-    """Return one output in all its forms: plain text, HTML with picture and alternative text, and the live widget.
+def bundle(png: bytes, alt: str) -> dict[str, Any]:
+    """Return one output in its forms: plain text, and HTML with picture and alternative text.
 
     The picture is stored once, as WebP, so that a notebook of pictures stays small; only HTML can carry the
     alternative text. A reader without a kernel sees it too. Raises ConfigError for an empty `alt`.
@@ -126,12 +134,7 @@ def bundle(png: bytes, alt: str, widget: Any = None) -> dict[str, Any]:
     check_alt(alt)
     data = base64.b64encode(_webp(png)).decode()
     image = f'<img alt="{html.escape(alt, quote=True)}" src="data:image/webp;base64,{data}">'
-    forms: dict[str, Any] = {"text/plain": f"[figure] {alt}", "text/html": image}
-    if widget is not None:
-        view = widget._repr_mimebundle_()
-        forms |= view[0] if isinstance(view, tuple) else view
-        forms["text/plain"] = f"[figure] {alt}"
-    return forms
+    return {"text/plain": f"[figure] {alt}", "text/html": image}
 
 
 def _webp(png: bytes) -> bytes:
@@ -188,8 +191,13 @@ def picture_grid(
 def picture_rows(rows: Mapping[str, Any], titles: Sequence[str] | None = None, scale: int = 1) -> Figure:
     """Lay pictures out in rows, the name of each row on its left in one line, a title above each column.
 
-    A row is a tensor (b, 3, H, W) in [-1, 1], or arrays (H, W, 3) of bytes; each pixel is `scale` pixels wide.
+    A row is a tensor (b, 3, H, W) in [-1, 1], or arrays (H, W, 3) of bytes; each pixel is `scale` pixels wide. Raises
+    ConfigError where the rows, or the titles, are not of one length.
     """
+    lengths = {len(pictures) for pictures in rows.values()}
+    if len(lengths) != 1 or 0 in lengths or (titles is not None and len(titles) not in lengths):
+        given = sorted(lengths), None if titles is None else len(titles)
+        raise ConfigError("picture_rows: pictures per row, titles", given=given, expected="one number, at least 1")
     gap = 8
     strips = []
     for pictures in rows.values():
@@ -242,10 +250,11 @@ def bars(
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
         axes.set_xticks([])
-        axes.set_xlim(0, 1.22 * max([*values, 0]) or 1)
+        least, most = min([*values, 0]), max([*values, 0])
+        axes.set_xlim(1.05 * least, most + 0.22 * (most - least) or 1)
         for k, value in enumerate(values):
             label = f" {form.format(value)}{' ' + unit if unit else ''}"
-            axes.text(value, k, label, va="center", ha="left")
+            axes.text(max(value, 0), k, label, va="center", ha="left")
         axes.set_title(title, loc="left")
     return figure
 
@@ -294,6 +303,19 @@ def flow_diagram(
     return figure
 
 
+def plot(axes: Any, x: Any, curves: Mapping[str, Any], **labels: Any) -> None:
+    """Draw named curves over x into `axes`, told apart by colour and by line, with a legend; `labels` go to its `set`.
+
+    Four at most: there are no more lines that can be told apart.
+    """
+    if len(curves) > 4:
+        raise ConfigError("plot: curves", given=len(curves), expected="four at most")
+    for (name, y), line in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
+        axes.plot(x, y, line, label=name)
+    axes.set(**labels)
+    axes.legend()
+
+
 def signed_map(values: Tensor, scale: int = 8, limit: float | None = None) -> Pixels:
     """Turn one channel (h, w) of any sign into colours (scale h, scale w, 3): blue below 0, white at 0, red above.
 
@@ -315,6 +337,8 @@ def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], bend
 def _pixels(picture: Any) -> Pixels:
     """Bytes (H, W, 3) of a picture tensor in [-1, 1], with or without a batch of one, or of an array of bytes."""
     if isinstance(picture, Tensor):
+        if picture.dim() == 4 and len(picture) != 1:
+            raise ShapeError("a picture", given=tuple(picture.shape), expected="one; picture_grid shows several")
         return to_uint8(picture if picture.dim() == 4 else picture[None])[0]
     array = np.asarray(picture)
     if array.dtype != np.uint8:

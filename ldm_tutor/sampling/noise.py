@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -40,8 +41,9 @@ class PictureNoise:
 
     @staticmethod
     def _draw(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-        drawn = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(drawn) if drawn else torch.empty(0, *shape)
+        numbers: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever PyTorch's defaults are set to
+        drawn = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **numbers) for seed in seeds]
+        return torch.stack(drawn) if drawn else torch.empty(0, *shape, **numbers)
 
 
 def _mix(word: int) -> int:

@@ -23,9 +23,10 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
-def read_checkpoint(path: Path, *, stage: str, settings: dict[str, Any]) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, stage: str, settings: dict[str, Any], complete: bool = False) -> dict[str, Any]:
     """Return the state written by `write_checkpoint`, on the CPU, after checking that it belongs to this run.
 
+    `settings`: what must be as it was; `complete`: these are all, and the checkpoint may have no other.
     Raises WeightsError where the file is missing, broken, of another stage, or of other settings (which are named).
     """
     if not path.is_file():
@@ -38,11 +39,12 @@ def read_checkpoint(path: Path, *, stage: str, settings: dict[str, Any]) -> dict
         ) from error
     if not isinstance(state, dict) or state.get("stage") != stage:
         raise WeightsError(f"the checkpoint {path} is not one of the stage {stage!r}")
-    for name, value in settings.items():
-        if state["settings"].get(name) != value:
+    for name in {**settings, **state["settings"]} if complete else settings:
+        if state["settings"].get(name) != settings.get(name):
             raise WeightsError(
                 f"the checkpoint {path} was made with another {name}",
-                given=value,
+                given=settings.get(name),
                 expected=f"{state['settings'].get(name)!r}, or another --out",
+                fix="repeat the options with which the run began",
             )
     return state

@@ -40,7 +40,7 @@ from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.shapes import Tensor
 from ldm_tutor.training.learner import pick_device, pick_dtype
 from ldm_tutor.training.loop import Budget, run_stage
-from ldm_tutor.training.options import TrainingOptions
+from ldm_tutor.training.options import SCENES_SIDE, TrainingOptions
 from ldm_tutor.training.recipe import cached_moments, caption_tokens
 from ldm_tutor.training.stages.condition import RECIPES, ConditionStage
 from ldm_tutor.weights.files import atomic_file, load_model, read_header, sha256_of
@@ -86,7 +86,13 @@ def train_condition(
     """
     stage = _build(kind, options, rank)
     return run_stage(
-        stage, budget, options.folder, seed=options.seed, resume=resume, show_progress=options.show_progress
+        stage,
+        budget,
+        options.folder,
+        seed=options.seed,
+        resume=resume,
+        show_progress=options.show_progress,
+        save_every=options.save_every,
     )
 
 
@@ -98,6 +104,8 @@ def _build(kind: str, options: TrainingOptions, rank: int | None) -> ConditionSt
     config = condition_config(kind, base.config, rank)
     recipe = dataclasses.replace(RECIPES[kind], rank=config.rank)
     clip = load_model(folder / "clip.safetensors", "clip")
+    if (side := clip.config.image.picture_size) != SCENES_SIDE:
+        raise ConfigError("a condition is learned from scenes of 64 pixels", given=f"a model of {side}", expected="64")
     tokenizer = Tokenizer.load(folder / "tokenizer")
     autoencoder = load_model(folder / "autoencoder.safetensors", "autoencoder").to(device, dtype)
     made_of = {"autoencoder": sha256_of(folder / "autoencoder.safetensors")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import logging
 import math
 import signal
 import threading
@@ -25,6 +26,10 @@ from ldm_tutor.training.checkpoint import read_checkpoint, write_checkpoint
 from ldm_tutor.training.learner import Learner
 from ldm_tutor.training.processes import ALONE, Team, local
 from ldm_tutor.weights.files import atomic_file
+
+log = logging.getLogger(__name__)
+
+MUCH_SLOWER = 3.0  # times the fastest so far, from which something else must have taken the processor
 
 
 class Stage(Protocol):
@@ -103,12 +108,13 @@ def train(
     settings = {**stage.settings, "seed": seed}
     step, seconds = 0, 0.0
     if resume:
-        state = read_checkpoint(path, stage=stage.name, settings=settings)
+        state = read_checkpoint(path, stage=stage.name, settings=settings, complete=True)
         step, seconds = state["step"], state["seconds"]
         for name, learner in stage.learners.items():
             learner.load_state_dict(state["learners"][name])
         if notes is not None:
             notes.update(state.get("notes", {}))
+        del state  # the weights are in place: no second copy for the whole run
     saved_at, saved_step, start = seconds, -1, time.perf_counter() - seconds
 
     def broke(what: str) -> TutorError:
@@ -150,6 +156,30 @@ def train(
     finally:
         if whole and saved_step != step:
             save()
+
+
+class Pace:
+    """Notices when steps take much longer than before, and says so once.
+
+    Threads that wait for each other lose far more than their share as soon as another process wants a core: a test run
+    of seven minutes once took an autoencoder from 65 pictures a second to ten.
+    """
+
+    def __init__(self) -> None:
+        self.fastest, self.before, self.slow, self.told = math.inf, 0.0, 0, False
+
+    def note(self, seconds: float, name: str) -> None:
+        """Take in the training time after another equally long stretch of the stage called `name`."""
+        took, self.before = seconds - self.before, seconds
+        self.fastest = min(self.fastest, took)
+        self.slow = self.slow + 1 if took > MUCH_SLOWER * self.fastest else 0
+        if self.slow >= 2 and not self.told:  # one alone may be a hiccup
+            self.told = True
+            log.warning(
+                "%s has become %.0f times slower than it was. Is other work going on? Leave the machine to the "
+                "training, or stop it and go on with --resume --threads 1: one thread is held up less than several",
+                name, took / self.fastest,
+            )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -200,13 +230,14 @@ def run_stage(
 
     folder.mkdir(parents=True, exist_ok=True)
     log_path = folder / f"{stage.name}.csv"
-    first = 1
+    step, seconds = 0, 0.0
     if resume:
-        done = read_checkpoint(
-            folder / f"{stage.name}.checkpoint", stage=stage.name, settings={**stage.settings, "seed": seed}
-        )
-        first = done["step"] + 1
-        _drop_rows(log_path, first)
+        path, settings = folder / f"{stage.name}.checkpoint", {**stage.settings, "seed": seed}
+        done = read_checkpoint(path, stage=stage.name, settings=settings, complete=True)
+        step, seconds = done["step"], done["seconds"]
+        del done
+        _drop_rows(log_path, step + 1)
+    first = step + 1
     window: dict[str, Any] = {"sums": {}, "count": 0}  # since the last row of the log
     record = None
     records = train(stage, budget, folder, seed=seed, resume=resume, save_every=save_every, notes=window, team=team)
@@ -216,13 +247,15 @@ def run_stage(
         tqdm(total=100, desc=stage.name, unit="%", disable=not show_progress, bar_format=_BAR) as bar,
         deferred_interrupt() as interrupted,
     ):
-        writer = None
+        writer, pace = None, Pace()
         for record in records:
             sums = window["sums"]
             for name, value in record.values.items():
                 sums[name] = sums.get(name, 0.0) + value
             window["count"] += 1
             bar.update(100 * record.progress - bar.n)
+            if record.step % log_every == 0:
+                pace.note(record.seconds, stage.name)
             if record.step % log_every == 0 or record.progress >= 1:
                 means = {name: value / window["count"] for name, value in sums.items()}
                 row = {"step": record.step, "samples": record.samples, "seconds": round(record.seconds, 1)}
@@ -243,9 +276,9 @@ def run_stage(
                 raise KeyboardInterrupt
     for learner in stage.learners.values():
         learner.gather()
-    history: dict[str, Any] = {"seed": seed}
     if record is not None:
-        history |= {"steps": record.step, "samples": record.samples, "seconds": round(record.seconds, 1)}
+        step, seconds = record.step, record.seconds
+    history = {"seed": seed, "steps": step, "samples": step * stage.batch_size, "seconds": round(seconds, 1)}
     return stage.finish(folder, history)
 
 

@@ -74,8 +74,10 @@ class Need:
         return max(0, int((free - self.total(0, processes)) // self.per_row))
 
 
-def stage_need(preset: TrainingPreset, stage: str, dtype: torch.dtype, num_pictures: int = 0) -> Need:
-    """Return what a stage of a preset takes (one of STAGES) with so many pictures in main memory."""
+def stage_need(
+    preset: TrainingPreset, stage: str, dtype: torch.dtype, num_pictures: int = 0, *, own: bool = False
+) -> Need:
+    """Return what a stage of a preset takes (one of STAGES) with so many pictures in main memory, `own` or scenes."""
     model, paper = preset.model, preset.paper
     pictures = 2 * 3 * num_pictures * preset.side(stage) ** 2  # twice for a moment, when they are put together
     if stage == "autoencoder":
@@ -84,10 +86,11 @@ def stage_need(preset: TrainingPreset, stage: str, dtype: torch.dtype, num_pictu
         need = coder_need(model.autoencoder, critic, preset.side(stage), dtype, averaged=averaged)
         return dataclasses.replace(need, data=pictures)
     if stage == "clip" and isinstance(model, ModelConfig):
-        return dataclasses.replace(clip_need(model.clip, dtype), data=2 * pictures)  # their near twins are as many
+        data = pictures if own else 2 * pictures  # of scenes there are twins, as many
+        return dataclasses.replace(clip_need(model.clip, dtype), data=data)
     text = model.clip.text if isinstance(model, ModelConfig) else None
     latents = 2 * 2 * 2 * num_pictures * math.prod(model.latent_shape)  # mean and log variance, 16 bits, twice
-    kept = latents + (pictures if paper else 0)  # scenes are drawn and encoded a few thousand at a time
+    kept = latents + (pictures if own else 0)  # scenes are drawn and encoded a few thousand at a time
     return dataclasses.replace(unet_need(model.unet, model.latent_shape[1], text, dtype), data=kept)
 
 
@@ -219,7 +222,7 @@ def need_of(name: str, options: TrainingOptions, dtype: torch.dtype) -> Need:
     else:
         count = 0 if options.full_size else options.num_scenes
         count = count if name == "denoiser" else min(count, MOST_SCENES)
-    return stage_need(options.preset, name, dtype, count)
+    return stage_need(options.preset, name, dtype, count, own=options.data is not None)
 
 
 def rows_at_once(name: str, options: TrainingOptions) -> int:
@@ -237,6 +240,8 @@ def check_memory(name: str, options: TrainingOptions, device: torch.device, dtyp
     team = options.team
 
     def cure(most: int) -> str:
+        if name == "clip":
+            return "what fits: fewer --num-scenes, or fewer pictures"
         if most == 0:
             return "train a smaller --preset, on more memory, or share the weights out: accelerate launch --use_fsdp"
         if name == "denoiser":

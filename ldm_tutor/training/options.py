@@ -18,7 +18,7 @@ from ldm_tutor.training.stages.denoiser import BATCH_SIZE
 from ldm_tutor.weights.files import load_model
 from ldm_tutor.weights.shipped import resolve
 
-MOST_SCENES = 40_000  # of which autoencoder and CLIP learn; the denoiser sees more
+MOST_SCENES = 80_000  # of which autoencoder and CLIP learn; the denoiser sees more
 SCENES_SIDE = 64  # pixels: what the judge and the perceptual network see, whatever the model's size
 OUTPUTS = {
     "perceptual": "perceptual.safetensors",

@@ -13,6 +13,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ldm_tutor.config import ClipConfig, DiscriminatorConfig, ModelConfig, VQAutoencoderConfig, scenes, sd_v1
 from ldm_tutor.errors import ConfigError
@@ -156,7 +157,7 @@ def with_larger_patches(clip: Clip, config: ClipConfig) -> Clip:
     between the two is left for the learner to refuse.
     """
     times, rest = divmod(config.image.patch_size, clip.config.image.patch_size)
-    if times < 2 or rest:
+    if times < 2 or rest or config.image.picture_size != times * clip.config.image.picture_size:
         return clip
     image = dataclasses.replace(
         clip.config.image, picture_size=config.image.picture_size, patch_size=config.image.patch_size
@@ -168,13 +169,19 @@ def with_larger_patches(clip: Clip, config: ClipConfig) -> Clip:
     return larger.eval()
 
 
+def _scenes() -> TrainingPreset:
+    return TrainingPreset(name="scenes", model=scenes(), course=_things_first())
+
+
 def _small() -> TrainingPreset:
     shares = {"perceptual": 0.01, "judge": 0.025, "autoencoder": 0.13, "clip": 0.13, "denoiser": 0.705}
-    coder = AutoencoderRecipe(batch_size=8)
-    course = CourseRecipe(
-        coder=coder, batch_size=64, lr_rule="root", foreground_weight=5.0, foreground_until=2 / 3, shares=shares
-    )
+    course = _things_first(coder=AutoencoderRecipe(batch_size=8), shares=shares)
     return TrainingPreset(name="small", model=small(), course=course)
+
+
+def _things_first(**settings: Any) -> CourseRecipe:
+    """Return the recipe in which, in the first two thirds of the U-Net's run, things count six times as much."""
+    return CourseRecipe(batch_size=64, lr_rule="root", foreground_weight=5.0, foreground_until=2 / 3, **settings)
 
 
 def _middle(side: int) -> TrainingPreset:
@@ -196,6 +203,7 @@ def _celebahq() -> TrainingPreset:
 
 
 TRAINING_PRESETS: dict[str, Callable[[], TrainingPreset]] = {
+    "scenes": _scenes,
     "small": _small,
     "middle": lambda: _middle(128),
     "middle256": lambda: _middle(256),

@@ -237,12 +237,15 @@ def local(value: torch.Tensor) -> torch.Tensor:
 
 
 def whole(value: Any) -> Any:
-    """Return a value with every spread tensor in it put together, in dicts and lists too; the team calls it at once."""
+    """Return a value with every spread tensor in it put together, in dicts and lists too; the team calls it at once.
+
+    What is put together lies on the CPU, so that no device holds more than one whole tensor at a time.
+    """
     if isinstance(value, dict):
         return {name: whole(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(whole(each) for each in value)
-    return value.full_tensor() if _is_spread(value) else value
+    return value.full_tensor().cpu() if _is_spread(value) else value
 
 
 def spread_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

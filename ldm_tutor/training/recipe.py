@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -22,7 +21,7 @@ from ldm_tutor.config import JudgeConfig
 from ldm_tutor.data.captioned import CaptionedPictures
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes
 from ldm_tutor.data.scenes.draw import draw
-from ldm_tutor.data.scenes.sampling import caption_for, near_twin, sample_scene
+from ldm_tutor.data.scenes.sampling import caption_for, exchanged_twin, near_twin, sample_scene
 from ldm_tutor.data.scenes.words import describe
 from ldm_tutor.errors import ConfigError
 from ldm_tutor.models.autoencoder import Autoencoder
@@ -53,6 +52,7 @@ from ldm_tutor.weights.files import atomic_file, load_model, read_header
 log = logging.getLogger(__name__)
 
 STAGES = ("perceptual", "judge", "autoencoder", "clip", "denoiser")
+TOLD = 40_000  # sentences of scenes from which the tokenizer learns its merges; more bring no new word
 TWO_OBJECTS = 2.5  # the denoiser takes a scene of two objects this many times as often: they have more to tell apart
 
 
@@ -122,6 +122,9 @@ def train_all(minutes: float, options: TrainingOptions, *, resume: bool = False)
     """
     Budget(minutes=minutes)  # a bad number is refused before anything starts
     shares = options.course.shares if options.data is None else OWN_SHARES
+    for name in shares if options.preset is not None else ():
+        if name in COUNTED:  # and too little memory for a later stage too
+            check_memory(name, options, *place(options))
     for name in shares:
         done = options.folder / OUTPUTS[name]
         if resume and done.is_file():
@@ -150,14 +153,20 @@ def _build(name: str, options: TrainingOptions) -> Stage:
     if name == "autoencoder":
         pictures = _train_pictures(options).pictures
         recipe = dataclasses.replace(options.course.coder, decoder_only=options.decoder_only)
-        return AutoencoderStage(model.autoencoder, pictures, eye(options), device=device, dtype=dtype, recipe=recipe)
+        coder = model.autoencoder
+        if options.decoder_only:  # so its encoder, and with it the scale of the latents, is that of `start_from`
+            assert options.start_from is not None
+            kept = read_header(needed(options.start_from, "autoencoder"))["config"]["scale_factor"]
+            coder = dataclasses.replace(coder, scale_factor=kept)
+        return AutoencoderStage(coder, pictures, eye(options), device=device, dtype=dtype, recipe=recipe)
     if name == "clip":
         data = _train_pictures(options) if options.data is None else _told_pictures(options)
         if (before := _start_of(name, options)) is not None:
             tokenizer = Tokenizer.load(before / "tokenizer")
         else:
+            told = data.captions if options.data else data.captions[:TOLD]
             tokenizer = Tokenizer.train(
-                data.captions, vocab_size=model.clip.text.vocab_size, context_length=model.clip.text.context_length
+                told, vocab_size=model.clip.text.vocab_size, context_length=model.clip.text.context_length
             )
         if isinstance(data, CaptionedPictures):
             data = ready_for_text(data, tokenizer)
@@ -181,6 +190,7 @@ def _start_of(name: str, options: TrainingOptions) -> Path | None:
 
 
 def _build_denoiser(options: TrainingOptions, device: torch.device, dtype: torch.dtype) -> DenoiserStage:
+    _render.cache_clear()  # the pictures of the stages before: a gigabyte
     autoencoder = load_model(needed(options.folder, "autoencoder"), "autoencoder").to(device, dtype)
     clip = load_model(needed(options.folder, "clip"), "clip")
     tokenizer = Tokenizer.load(options.folder / "tokenizer")
@@ -282,10 +292,13 @@ def _told_pictures(options: TrainingOptions) -> CaptionedPictures:
 
 
 def _twins(options: TrainingOptions) -> ScenePictures:
-    told = [near_twin(index, "train", options.seed) for index in range(min(options.num_scenes, MOST_SCENES))]
-    pictures = np.stack([draw(scene, options.model.picture_size) for scene, _ in told])
+    count, side = min(options.num_scenes, MOST_SCENES), options.model.picture_size
+    told = [(near_twin, exchanged_twin)[index % 2](index, "train", options.seed) for index in range(count)]
+    pictures = torch.empty(count, 3, side, side, dtype=torch.uint8)
+    for row, (scene, _) in zip(pictures, told, strict=True):
+        row.copy_(torch.from_numpy(draw(scene, side)).permute(2, 0, 1))
     return ScenePictures(
-        pictures=torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
+        pictures=pictures,
         captions=[caption for _, caption in told],
         scenes=[scene for scene, _ in told],
     )

@@ -65,6 +65,7 @@ def ship(run: Path, target: Path) -> Path:
             notes=notes.read_text(encoding="utf-8").strip() if notes.is_file() else "None.",
         ),
         encoding="utf-8",
+        newline="\n",
     )
     write_sums(target)
     return card

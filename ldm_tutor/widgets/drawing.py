@@ -18,7 +18,7 @@ from ldm_tutor.plots.figures import Pixels, enlarge, png_bytes, to_uint8
 from ldm_tutor.sampling.loop import SampleState
 from ldm_tutor.shapes import Latents, Pictures
 from ldm_tutor.steering import Given, Steered
-from ldm_tutor.widgets.names import Names
+from ldm_tutor.widgets.names import STOPPED, Names, as_before
 from ldm_tutor.widgets.studio import word_notes
 
 ENLARGEMENT, GAP = 5, 8  # screen pixels of a pixel, and between the two pictures of the still form
@@ -132,17 +132,20 @@ class DrawingStudio:
     def draw_now(self) -> bool:
         """Draw what is asked for and show it growing; returns whether a picture came out."""
         self.draw.disabled = True
-        start, before = time.perf_counter(), (self.picture.value, list(self.names.alts))
+        start = time.perf_counter()
         sentence = self.sentence.value.strip()
         settings = f"seed {self.seed.value}, {self.num_steps.value} steps, guidance {self.guidance.value:g}"
         try:
             self._say(WAIT)
             given, asked = self._ask([sentence] if sentence else None)
-            picture = self._finish(self._run(given, asked), asked).cpu()
-            self._drawn = picture, asked, f"'{sentence}', {settings}" if sentence else settings
-            self._look()
+            with as_before(self.picture, self.names):
+                picture = self._finish(self._run(given, asked), asked).cpu()
+                self._drawn = picture, asked, f"'{sentence}', {settings}" if sentence else settings
+                self._look()
+        except KeyboardInterrupt:
+            self._say(STOPPED)
+            return False
         except Exception as error:  # a widget has no place for a traceback
-            self.picture.value, self.names.alts = before
             kind = "" if isinstance(error, TutorError) else f"{type(error).__name__}: "
             self._say(f"This cannot be drawn. {kind}{error}", alert=True)
             return False

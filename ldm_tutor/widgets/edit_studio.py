@@ -22,7 +22,7 @@ from ldm_tutor.errors import ConfigError, TutorError
 from ldm_tutor.pipeline import Pipeline
 from ldm_tutor.plots.figures import Pixels, enlarge, png_bytes, to_uint8
 from ldm_tutor.shapes import Bool, Latents, Pictures, Tensor
-from ldm_tutor.widgets.names import Names, show_live
+from ldm_tutor.widgets.names import STOPPED, Names, as_before, show_live
 from ldm_tutor.widgets.studio import word_notes
 
 SOURCE, TARGET = "a large yellow house in the snow", "a large yellow rocket in the snow"
@@ -140,6 +140,7 @@ class EditStudio:
         """One slider for each word of the target; a word that stays keeps its factor."""
         old = {slider.description: slider.value for slider in self.weights.children}
         try:
+            self.pipe.tokenizer([self.target.value])  # a text that is too long gets no sliders
             words = dict.fromkeys(word for word, _ in sentence_words(self.pipe.tokenizer, self.target.value))
         except TutorError:
             words = {}
@@ -176,10 +177,13 @@ class EditStudio:
         start = time.perf_counter()
         try:
             if setting not in self.drawn:
-                pair = self._run(setting)
-                self.drawn[setting] = pair
+                with as_before(self.picture, self.names, self.caption):
+                    self.drawn[setting] = self._run(setting)
                 while len(self.drawn) > NUM_KEPT:
                     self.drawn.pop(next(iter(self.drawn)))
+        except KeyboardInterrupt:
+            self._say(STOPPED)
+            return False
         except TutorError as error:
             self._say(f"This cannot be drawn. {error}", alert=True)
             return False

@@ -116,7 +116,7 @@ def grid_controls(made: GuidanceGrid, start: tuple[int, int, int]) -> dict[str, 
     """Return the controls of a grid by name: the sentence to choose, and a slider over the seeds and the scales."""
 
     def slider(name: str, values: Sequence[float], first: int) -> Any:
-        options = [(f"{value:g}", number) for number, value in enumerate(values)]
+        options = [(f"{value:.10g}", number) for number, value in enumerate(values)]
         return ipywidgets.SelectionSlider(options=options, value=first, description=name, style=_LABELS)
 
     choice = ipywidgets.Dropdown(

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
+import matplotlib.pyplot as plt
 
 from ldm_tutor.errors import ConfigError
-from ldm_tutor.plots.figures import bundle, check_alt, png_bytes
+from ldm_tutor.plots.figures import check_alt, png_bytes
 from ldm_tutor.widgets.names import Names, show_live
 
 _PICTURE = {"align_self": "flex-start", "max_width": "100%"}  # a VBox would stretch it
@@ -48,7 +49,7 @@ def frames(
     by default).
     """
     check_alt(alt)
-    if not pictures:
+    if len(pictures) == 0:
         raise ConfigError("frames: pictures", given=0, expected="at least one")
     if captions is not None and len(captions) != len(pictures):
         raise ConfigError("frames: captions", given=len(captions), expected=f"{len(pictures)}, one per picture")
@@ -87,7 +88,7 @@ class LiveFigure:
         self.caption = ipywidgets.HTML()
         self.problem = ipywidgets.HTML()
         self.names = Names()
-        self._tell()
+        self._tell(self._text())
         for control in controls.values():
             control.observe(self.redraw, "value")
         rows = [ipywidgets.HBox([*extra, *controls.values()])] if extra else [*controls.values()]
@@ -99,24 +100,26 @@ class LiveFigure:
 
     def redraw(self, change: Any = None) -> None:
         """Draw again; an error is shown under the picture, which stays as it was."""
+        open_before = set(plt.get_fignums())
         try:
-            self.picture.value = png_bytes(self.draw(**self.values()))
-            self._tell()
+            drawn, text = png_bytes(self.draw(**self.values())), self._text()
+            self.picture.value = drawn
+            self._tell(text)
             self.problem.value = ""
         except Exception as error:  # whatever a lesson's code raises belongs in front of the learner
+            for number in set(plt.get_fignums()) - open_before:  # half a figure, which would show up elsewhere
+                plt.close(number)
             self.problem.value = f'<p role="alert">! {type(error).__name__}: {html.escape(str(error))}</p>'
 
     def show(self) -> None:
         """Show the figure live, and its first picture with its text for whoever has no kernel."""
         show_live(self.first, self.alt, self.view)
 
-    def bundle(self) -> dict[str, Any]:
-        """The output in all forms in one: live, and the first picture with its text."""
-        return bundle(self.first, self.alt, self.view)
+    def _text(self) -> str:
+        return self.make_caption(**self.values()) if self.make_caption is not None else self.alt
 
-    def _tell(self) -> None:
+    def _tell(self, text: str) -> None:
         """Put the text of what is shown beneath the picture, and into its alternative text."""
-        text = self.make_caption(**self.values()) if self.make_caption is not None else self.alt
         self.caption.value = f'<p role="status" aria-live="polite">{html.escape(text)}</p>'
         self.names.alts = [text]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets
 import traitlets
 from IPython.display import display
 
@@ -14,6 +17,7 @@ from ldm_tutor.plots.figures import bundle
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 ASLEEP = "This figure moves. Run the cell, and its controls appear here."
+STOPPED = "Stopped. What was there before is shown again."
 # The picture that stands in for a live view disappears while the view below it lives. The arrow of a list is black in
 # ipywidgets, also on the dark theme, and a chosen button there is hardly lighter than its neighbours.
 _CSS = """
@@ -35,6 +39,19 @@ class Names(anywidget.AnyWidget):
     _esm = Path(__file__).with_name("names.js")
     _css = _CSS
     alts = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+
+@contextlib.contextmanager
+def as_before(picture: ipywidgets.Image, names: Names, caption: ipywidgets.HTML | None = None) -> Iterator[None]:
+    """Put back what is shown, the picture and its words, where the block fails or is interrupted half-way."""
+    kept = picture.value, list(names.alts), "" if caption is None else caption.value
+    try:
+        yield
+    except BaseException:
+        picture.value, names.alts = kept[:2]
+        if caption is not None:
+            caption.value = kept[2]
+        raise
 
 
 def show_live(png: bytes, alt: str, view: Any) -> None:

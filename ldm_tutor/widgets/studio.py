@@ -17,7 +17,7 @@ from ldm_tutor.errors import ConfigError, PromptError, TutorError
 from ldm_tutor.pipeline import Pipeline
 from ldm_tutor.plots.figures import png_bytes
 from ldm_tutor.shapes import Latents
-from ldm_tutor.widgets.names import Names, show_live
+from ldm_tutor.widgets.names import STOPPED, Names, as_before, show_live
 
 SENTENCE = "a red bicycle in front of a blue house at night"
 ENLARGEMENT = 5  # each pixel becomes a square of so many screen pixels
@@ -145,7 +145,11 @@ class SceneStudio:
             return False
         self.draw.disabled = self.another.disabled = True
         try:
-            seconds = self._run(sentence, self.seed.value)
+            with as_before(self.picture, self.names, self.caption):
+                seconds = self._run(sentence, self.seed.value)
+        except KeyboardInterrupt:
+            self._say(STOPPED)
+            return False
         except PromptError as error:
             self._say(f"The model cannot read this sentence. {error}", alert=True)
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 from ldm_tutor.data.scenes.requests import is_related
@@ -93,6 +94,29 @@ def near_twin(index: int, split: str = "train", seed: int = 0) -> tuple[Scene, s
                 if not parse(caption).is_met_by(scene.objects, scene.background):
                     break
             return twin, caption
+
+
+def exchanged_twin(index: int, split: str = "train", seed: int = 0) -> tuple[Scene, str]:
+    """Scene number `index` of a split with one thing exchanged, and its caption, in the wording of the scene's own.
+
+    Where the thing was is one of another kind and the same colour, or of the same kind and another colour; never a
+    held-out pair. Between a scene and this twin CLIP has nothing to go by but the one word.
+    """
+    scene = sample_scene(index, split, seed)
+    rng = random.Random(f"exchanged {seed} {split} {index}")
+    there = {(each.kind, each.color) for each in scene.objects}
+    while True:
+        chosen = rng.randrange(len(scene.objects))
+        old = scene.objects[chosen]
+        kind, color = (rng.choice(KINDS), old.color) if rng.random() < 0.5 else (old.kind, rng.choice(COLORS))
+        if (kind, color) in HELD_OUT | there:
+            continue
+        x, y = fit_inside(kind, old.scale, old.x, old.y)
+        new = dataclasses.replace(old, kind=kind, color=color, x=x, y=y)
+        objects = (*scene.objects[:chosen], new, *scene.objects[chosen + 1 :])
+        if new.place == old.place and _visible(objects):
+            twin = Scene(objects=objects, background=scene.background, seed=scene.seed)
+            return twin, describe(twin, f"{seed} {split} {index}")
 
 
 def _put(rng: random.Random, pair: Pair, size: str, x: float, y: float, spread: float = 0.03) -> SceneObject:

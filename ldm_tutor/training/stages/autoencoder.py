@@ -155,8 +155,9 @@ class AutoencoderStage:
         path, config, kind = folder / "autoencoder.safetensors", self.config, "vq_autoencoder"
         if not isinstance(config, VQAutoencoderConfig):  # with a codebook the latents are taken as they are
             kind = "autoencoder"
-            scale = measure_scale(self.coder.ema, self.pictures[:512], self.device)
-            config = dataclasses.replace(config, scale_factor=scale)
+            if not self.recipe.decoder_only:  # otherwise the latents stay what a U-Net knows, and so does their scale
+                scale = measure_scale(self.coder.ema, self.pictures[:512], self.device)
+                config = dataclasses.replace(config, scale_factor=scale)
         save_model(path, self.coder.ema, kind=kind, config=config, metadata=history)
         return [path]
 

@@ -10,6 +10,7 @@ import torch
 from ldm_tutor.config import ClipConfig
 from ldm_tutor.data.captioned import CaptionedPictures
 from ldm_tutor.data.scenes.datasets import ScenePictures, to_float
+from ldm_tutor.errors import ConfigError
 from ldm_tutor.losses.contrastive import contrastive_loss
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.tokenizer import Tokenizer, clean
@@ -23,8 +24,8 @@ BATCH_SIZE = 128
 class ClipStage:
     """Contrastive training of both towers on pictures and their sentences.
 
-    Half of each batch are random `scenes`, the other half their `twins` (see `near_twin`), which look alike and are
-    told apart by a word or two: what only random batches are asked for, kinds and colours, is too little for a U-Net.
+    Half of each batch are random `scenes`, the other half their `twins` (see `near_twin` and `exchanged_twin`), which
+    look alike and are told apart by a word or two: what random batches alone teach is too little for a U-Net.
     Without twins, as with pictures of one's own, a batch has each caption once: two pictures of one caption are no
     right and wrong answer.
     """
@@ -49,6 +50,9 @@ class ClipStage:
         self.num_pairs = len(scenes) if twins is None else min(len(scenes), len(twins))
         self.kind_of = torch.tensor([0] if twins else _numbered(scenes.captions))
         self.num_kinds = int(self.kind_of.max()) + 1
+        if not twins and self.num_kinds < 2:
+            told = f"all say {scenes.captions[0]!r}"
+            raise ConfigError("CLIP tells captions apart", given=told, expected="two different captions or more")
         self.batch_size = batch_size if twins else min(batch_size, self.num_kinds)
         self.settings: dict[str, Any] = {
             "config": config.to_dict(),
