@@ -285,7 +285,7 @@ with torch.inference_mode():
 # And the published LPIPS? The package `lpips` brings the learned weights, a few kilobytes. The backbone beneath them
 # has to be downloaded, and this course never downloads anything unasked. If one lies in the cache of your torch, the
 # next cell measures with it; else it says so, and all figures of this lesson are those of our own network. (To fetch
-# it, some 528 MB: `python -c "import lpips; lpips.LPIPS(net='vgg')"`.)
+# it, half a gigabyte: `python -c "import lpips; lpips.LPIPS(net='vgg')"`.)
 
 # %% tags=["nbval-ignore-output"]
 found = kit.published_lpips()

@@ -179,7 +179,7 @@ show(picture_rows(rows, scale=2), alt=ALT)
 # {{notation x_t x0 noise alpha_bar}}
 #
 # A sound sampler that is told this noise ends in $x_0$, from any start, in any number of steps. (DDIM as Stable
-# Diffusion has it stops a hair before, with 0.03 of noise left: lesson 06, `final_alpha_one`. The patients draw with
+# Diffusion has it stops a hair before, with a trace of noise left: lesson 06, `final_alpha_one`. The patients draw with
 # DDPM.) No network takes part.
 
 

@@ -49,6 +49,8 @@ PAPER_FIGURES: dict[str, dict[str, str]] = {
             410 48 9.6 635 42 8.4 500 96 1900""",
         "Rombach 2022, table 15: conditional models, parameters in millions, iterations in thousands, batch": """
             1.45 390 680 306 345 170 178 1200 169 860 64 215 360 128 390000""",
+        "Rombach 2022, table 13: millions of parameters of LDM-4, and of its published configuration": "391 400.9",
+        "Rombach 2022, table 15 against the published configuration: super-resolution, millions": "169 113.6",
         "Rombach 2022, section 3 and appendix G: weight of the KL term, adaptive weight": "0.000001 10000 0.0001",
     },
     # the published code and weights
