@@ -593,7 +593,7 @@ print(f"noise loss {pair[0]:.2f}, held out {pair[1]:.2f}", {name: f"{value:.2f}"
 #
 # And look at the FID of your U-Net. Its robots are crooked, and their FID may come out near that of real ones. The
 # features are those of a CLIP that has seen a hundred steps and looks at colours more than at anything else, and there
-# are 31 pictures, too few for a covariance (lesson 11). A measure sees what its network sees. The CLIP score, from the
+# are 30 pictures, too few for a covariance (lesson 11). A measure sees what its network sees. The CLIP score, from the
 # same CLIP, at least notices that the words are not all there.
 #
 # > **Careful.** With a few hundred pictures and enough steps, *every* U-Net becomes the copyist. More pictures, fewer

@@ -152,7 +152,7 @@ def cost_table(costs: dict[str, Report]) -> str:
         channels, side, _ = cost["shape"]
         lines.append(
             f"{LABELS[name]:20} {channels:2} x {side:2} x {side:2}: {cost['parameters']:,} parameters, "
-            f"{cost['multiply_adds'] / 1e6:5.1f} million multiply-adds a picture and pass, "
+            f"{cost['multiply_adds'] / 1e6:5.1f} million multiply-adds a pass, "
             f"{cost['training_mb']:4.0f} MB for a batch of 32"
         )
     return "\n".join(lines)
