@@ -11,6 +11,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from ldm_tutor.config import (
     AutoencoderConfig,
@@ -256,6 +257,24 @@ def test_the_log_of_a_resumed_run_is_the_same(tmp_path, log_every):
         run_stage(Line(press_ctrl_c(3)), Budget(steps=8), tmp_path / "b", **settings)
     run_stage(Line(), Budget(steps=8), tmp_path / "b", resume=True, **settings)
     assert read_log(tmp_path / "b") == read_log(tmp_path / "a")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.kill sends no SIGINT on Windows")
+def test_the_bar_of_a_resumed_run_counts_its_time_left_from_where_it_was(tmp_path, monkeypatch):
+    bars = []
+
+    class Seen(tqdm):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            bars.append(self)
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Seen)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(Line(press_ctrl_c(2)), Budget(steps=8), tmp_path)
+    run_stage(Line(), Budget(steps=8), tmp_path, resume=True)
+    assert [(bar.initial, bar.n) for bar in bars] == [(0, 25), (25, 100)]
+    said = bars[1].format_meter(**{**bars[1].format_dict, "n": 50, "elapsed": 60})
+    assert "50%" in said and "01:00<02:00" in said  # 25% took one minute; 50% are left
 
 
 def test_a_training_that_is_held_up_says_so_once(caplog):

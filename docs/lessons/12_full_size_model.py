@@ -407,8 +407,8 @@ print("1 + 1/256 in bfloat16 is 1:", bool(torch.tensor(1 + 1 / 256).bfloat16() =
 # 6. The norms of the U-Net's residual blocks add $10^{-5}$ to the variance; the group norm in front of a transformer,
 #    and all norms of the autoencoder, add $10^{-6}$.
 #
-# (Outside of the U-Net there are more. The schedule called *linear* is linear in $\sqrt\beta$, Stable Diffusion's latents
-# are multiplied by 0.18215, and its step grid is shifted by one: 20 steps begin at 1 and 51.)
+# (Outside of the U-Net there are more. The schedule called *linear* is linear in $\sqrt\beta$, Stable Diffusion's
+# latents are multiplied by 0.18215, and its step grid is shifted by one: 20 steps begin at 1 and 51.)
 #
 # Predict before you run: which of the six would you see in a picture? Plant them in the *trained* model that the course
 # ships, and draw the same sentence from the same seed. Then climb the ladder with each.

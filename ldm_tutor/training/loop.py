@@ -238,13 +238,14 @@ def run_stage(
         del done
         _drop_rows(log_path, step + 1)
     first = step + 1
+    used = 100 * budget.progress(step, seconds)  # a resumed run's time left counts from here
     window: dict[str, Any] = {"sums": {}, "count": 0}  # since the last row of the log
     record = None
     records = train(stage, budget, folder, seed=seed, resume=resume, save_every=save_every, notes=window, team=team)
     with (
         open(log_path, "a" if resume else "w", newline="", encoding="utf-8") as log_file,
         SummaryWriter(str(folder / "tensorboard" / stage.name), purge_step=first) as board,
-        tqdm(total=100, desc=stage.name, unit="%", disable=not show_progress, bar_format=_BAR) as bar,
+        tqdm(total=100, desc=stage.name, disable=not show_progress, bar_format=_BAR, initial=used, smoothing=0) as bar,
         deferred_interrupt() as interrupted,
     ):
         writer, pace = None, Pace()
