@@ -668,8 +668,8 @@ print(f"weight of the loss in the training of these U-Nets: {weight[100]:.1f} at
 # %% [markdown]
 # The two panels tell two stories. On the left, all that is left to learn seems to lie at small $t$; at large $t$ the
 # loss is nearly 0 from 400 steps on. On the right, the gain is largest just there. Both are true: at $t = 900$ the
-# U-Net of 400 steps has a loss of one seventieth. A squared error is multiplied by the *square* of the factor of step 1,
-# here about 70: still an error as large as the latents, 0 dB. (And at $t = 0$ the loss stays near
+# U-Net of 400 steps has a loss of one seventieth. A squared error is multiplied by the *square* of the factor of step
+# 1, here about 70: still an error as large as the latents, 0 dB. (And at $t = 0$ the loss stays near
 # 1 to the end. The noise there is so faint that nobody can see it, or needs to.)
 #
 # So the plain loss looks mostly at steps that hardly matter to the eye, and little at those where the layout of a
