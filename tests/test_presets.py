@@ -520,7 +520,7 @@ def test_a_training_that_cannot_fit_is_refused_before_anything_is_read(run, mine
 
     monkeypatch.setattr("ldm_tutor.training.full_size.own_pictures", never)
     preset = tiny_sd()
-    text = stage_need(preset, "denoiser", torch.float32, 6)
+    text = stage_need(preset, "denoiser", torch.float32, 6, own=True)
     words = ("--preset", "tiny_sd", "--data", mine, "--out", "out", *FLAGS)
     monkeypatch.setattr(memory, "free_bytes", lambda device: text.total(2) + text.data + 1)
     code, said = run("train", "denoiser", *words, "--steps", 1, "--frozen", published)
