@@ -37,7 +37,8 @@ def ship(run: Path, target: Path) -> Path:
 
     Returns the model card's path. Raises WeightsError naming what `run` lacks.
     """
-    missing = [name for name in (*OUTPUTS.values(), "tokenizer") if not (run / name).exists()]
+    logs = [f"{stage}.csv" for stage in OUTPUTS]
+    missing = [name for name in (*OUTPUTS.values(), "tokenizer", *logs) if not (run / name).exists()]
     if missing:
         raise WeightsError(f"{run} is not a finished training folder", given=f"without {', '.join(missing)}")
     lines = []
@@ -53,9 +54,8 @@ def ship(run: Path, target: Path) -> Path:
         lines.append(f"| {' | '.join(map(str, row))} | {float(metadata.get('seconds', 0)) / 60:.1f} |")
     shutil.copytree(run / "tokenizer", target / "tokenizer", dirs_exist_ok=True)
     (target / "logs").mkdir(exist_ok=True)
-    for stage in OUTPUTS:
-        log_text = (run / f"{stage}.csv").read_text(encoding="utf-8")
-        (target / "logs" / f"{stage}.csv").write_text(log_text, encoding="utf-8", newline="\n")
+    for name in logs:
+        (target / "logs" / name).write_text((run / name).read_text(encoding="utf-8"), encoding="utf-8", newline="\n")
     card = target / "MODEL_CARD.md"
     notes = run / "NOTES.md"
     card.write_text(
