@@ -116,7 +116,7 @@ def autoencoder_stage(
     paper = _paper(preset)
     rate = preset.rate("autoencoder", batch_size, rule)
     recipe = dataclasses.replace(paper.coder, batch_size=batch_size, peak_lr=rate, decoder_only=decoder_only)
-    config, critic = preset.model.autoencoder, paper.critic  # whose scale stays with decoder_only
+    config, critic = preset.model.autoencoder, paper.critic
     return AutoencoderStage(
         config, pictures, perceptual, device=device, dtype=dtype, recipe=recipe, discriminator=critic
     )
