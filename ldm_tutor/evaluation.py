@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes, to_float
-from ldm_tutor.data.scenes.sampling import exchanged_twin, near_twin
+from ldm_tutor.data.scenes.sampling import caption_for, exchanged_twin, near_twin
 from ldm_tutor.data.scenes.words import parse
-from ldm_tutor.data.scenes.world import Scene
+from ldm_tutor.data.scenes.world import COLORS, HELD_OUT, KINDS, Scene
 from ldm_tutor.metrics import editing
 from ldm_tutor.metrics.fid import frechet_distance, judge_features
 from ldm_tutor.metrics.figures import Measured, mean
 from ldm_tutor.metrics.grounding import Tally, find_cases, look, untrained_like, word_fields
 from ldm_tutor.metrics.pictures import psnr
+from ldm_tutor.metrics.probing import noun_vectors, read_nouns
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
 from ldm_tutor.metrics.retrieval import distinct_batches, retrieval_top1, told_apart
 from ldm_tutor.models.judge import Judge
@@ -107,11 +108,14 @@ def evaluate_autoencoder(pipeline: Pipeline, judge: Judge, *, num: int = 512, se
     }
 
 
-def evaluate_clip(pipeline: Pipeline, *, num: int = 4096, seed: int = 0, batch_size: int = 64) -> Report:
+def evaluate_clip(
+    pipeline: Pipeline, *, num: int = 4096, seed: int = 0, num_probe: int = 4000, batch_size: int = 64
+) -> Report:
     """Measure retrieval top-1 both ways in batches of distinct sentences, from `num` held-out scenes.
 
     And in how many of them the picture is nearer to its own sentence than to that of its twin, which is false of it:
-    the same things otherwise arranged, or one thing exchanged, the latter for scenes with unseen pairs too.
+    the same things otherwise arranged, or one thing exchanged, the latter for scenes with unseen pairs too. And from
+    how many nouns' vectors kind and colour can be read, by a probe that has seen `num_probe` other sentences.
     """
     test = render_scenes(num, "test", seed, pipeline.config.picture_size)
     chosen = distinct_batches(test.captions, test.scenes, batch_size)
@@ -122,6 +126,13 @@ def evaluate_clip(pipeline: Pipeline, *, num: int = 4096, seed: int = 0, batch_s
         "rearranged_twins": _twins_told_apart(pipeline, test, near_twin, "test", seed),
         "exchanged_twins": _twins_told_apart(pipeline, test, exchanged_twin, "test", seed),
         "exchanged_twins_of_unseen_pairs": _twins_told_apart(pipeline, unseen, exchanged_twin, "unseen", seed),
+    }
+    seen = {(kind, color) for kind in KINDS for color in COLORS} - HELD_OUT
+    clip, tokenizer = pipeline.clip, pipeline.tokenizer
+    known = noun_vectors(clip, tokenizer, [caption_for(index, "train", seed) for index in range(num_probe)], seen)
+    found |= {
+        "nouns": read_nouns(known, noun_vectors(clip, tokenizer, test.captions, seen)),
+        "nouns_of_unseen_pairs": read_nouns(known, noun_vectors(clip, tokenizer, unseen.captions, HELD_OUT)),
     }
     return {name: value.to_dict() for name, value in found.items()}
 

@@ -34,7 +34,7 @@ from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.sampling.loop import SAMPLERS
 from ldm_tutor.training import presets, recipe, speed
-from ldm_tutor.training.checkpoint import read_checkpoint, write_checkpoint
+from ldm_tutor.training.checkpoint import read_checkpoint
 from ldm_tutor.weights.files import load_model, read_header, save_model, write_sums
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -531,17 +531,15 @@ def test_a_stage_alone_takes_its_share(cli, monkeypatch):
     assert [budget.minutes for budget in budgets] == [90 * presets.SHARES["denoiser"], 0.5]
 
 
-def test_a_new_unet_for_scenes_is_trained_as_the_shipped_one_was(cli, model, monkeypatch):
+def test_the_preset_scenes_is_what_the_course_has_without_a_preset(cli, model, monkeypatch):
     asked = []
     monkeypatch.setattr(recipe, "train_stage", lambda name, budget, given, **kwargs: asked.append(given) or [])
-    for words in ((), ("--batch", 8), ("--start-from", model), ("--data", model)):
+    for words in ((), ("--preset", "scenes"), ("--start-from", model), ("--preset", "small")):
         assert cli("train", "denoiser", "--steps", 1, "--out", "run", *words).code == 0
-    assert cli("train", "clip", "--steps", 1, "--out", "run").code == 0
-    scenes_anew, smaller_batch, further, own, clip = asked
-    assert scenes_anew.model == scenes() and scenes_anew.batch_size == 64 and smaller_batch.batch_size == 8
-    assert scenes_anew.course.foreground_weight == smaller_batch.course.foreground_weight == 5
-    for given in (further, own, clip):
-        assert given.preset is None and given.batch_size == 32 and given.course.foreground_weight == 0
+    *alike, small = asked
+    for given in alike:
+        assert given.model == scenes() and given.batch_size == 32 and given.course.foreground_weight == 0
+    assert small.model != scenes() and small.batch_size == 64 and small.course.foreground_weight == 5
 
 
 def test_what_is_overwritten_goes_at_once(cli, tmp_path, monkeypatch):
@@ -567,20 +565,6 @@ def test_what_was_to_be_overwritten_comes_back_where_nothing_new_was_made(cli, t
     refused = cli("train", "denoiser", "--start-from", model, "--out", model, "--overwrite")
     assert_refused(refused, 1, "--overwrite would delete the weights", "choose another --out")
     assert listing(model) == before
-
-
-def test_a_run_that_went_on_from_weights_is_resumed_without_naming_them(cli, monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(recipe, "train_stage", lambda name, budget, given, **kwargs: asked.append(given) or [])
-    settings = {"batch_size": 32}
-    (tmp_path / "run").mkdir()
-    for more in ({}, {"heaviest_position": 6.0}):
-        state = {"stage": "denoiser", "settings": settings | more}
-        write_checkpoint(tmp_path / "run" / "denoiser.checkpoint", state)
-        assert cli("train", "denoiser", "--steps", 2, "--out", "run", "--resume").code == 0
-    plain, things_first = asked
-    assert plain.preset is None and plain.batch_size == 32
-    assert things_first.course.foreground_weight == 5
 
 
 def test_what_is_not_there_is_not_resumed_and_idle_options_are_refused(cli, tmp_path):

@@ -176,4 +176,5 @@ def test_the_other_reports(pipe, tiny_folder):
     for name in ("rearranged_twins", "exchanged_twins", "exchanged_twins_of_unseen_pairs"):
         low, high = clip[name]["interval"]
         assert low < 0.5 < high and clip[name]["num"] > 150  # nor these
+    assert clip["nouns"]["num"] > 200 and clip["nouns_of_unseen_pairs"]["num"] >= 200  # each scene there has one
     assert set(evaluate_judge(judge, num=8)) == {"test", "unseen", "three"}

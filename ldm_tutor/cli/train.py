@@ -132,14 +132,7 @@ def train(
     if decoder_only and stage not in ("autoencoder", "all"):
         raise typer.BadParameter(f"is for the autoencoder, not for {stage}.", param_hint="'--decoder-only'")
     chosen_preset = check_preset(
-        preset,
-        stage,
-        condition=condition,
-        data=data,
-        frozen=frozen,
-        dry_run=dry_run,
-        timed=bool(steps or minutes),
-        anew=start_from is None and not (resume and _began_plainly(out)),
+        preset, stage, condition=condition, data=data, frozen=frozen, dry_run=dry_run, timed=bool(steps or minutes)
     )
     if resume and overwrite:
         raise typer.BadParameter("with --resume nothing is overwritten; choose one.", param_hint="'--overwrite'")
@@ -230,16 +223,6 @@ def train(
         print(path)
     if condition is None:
         print(_what_next(out, preset, options.full_size, own=data is not None))
-
-
-def _began_plainly(out: Path) -> bool:
-    """Whether the denoiser's checkpoint is of a run without weights for things: one that began with other weights."""
-    from ldm_tutor.training.checkpoint import read_checkpoint
-
-    path = out / "denoiser.checkpoint"
-    if not path.is_file():
-        return False
-    return "heaviest_position" not in read_checkpoint(path, stage="denoiser", settings={})["settings"]
 
 
 def _check_budget(stage: str, minutes: float | None, steps: int | None) -> None:

@@ -20,8 +20,8 @@ PresetName = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="A model of another size, or way of training. scenes: the course's own, which scenes and a new U-Net have "
-        "without this option. small: half its work, for 90 minutes. middle, middle256: the course's, for scenes (or "
+        help="A model of another size, or way of training. scenes: the course's own, as without this "
+        "option. small: half its work, for 90 minutes. middle, middle256: the course's, for scenes (or "
         "--data) of 128 or 256 pixels. sd_v1, celebahq: the published ones, autoencoder or denoiser, for --data, with "
         "the published batch, learning rate and losses. What comes of sd_v1, --out/diffusers, ldm-tutor draw and "
         "export open; celebahq takes no sentence: the end of its training draws samples.png, and export opens its "
@@ -54,19 +54,13 @@ def check_preset(
     frozen: str | None,
     dry_run: bool,
     timed: bool,
-    anew: bool,
 ) -> TrainingPreset | None:
-    """Return the preset called `name`, or None; typer prints the refusal of what does not go with it.
-
-    Without a name a U-Net for scenes that begins `anew` is trained as the shipped one was, by the preset `scenes`.
-    """
+    """Return the preset called `name`, or None; typer prints the refusal of what does not go with it."""
     if name is None:
         for option, given in (("--frozen", frozen is not None), ("--dry-run", dry_run)):
             if given:
                 raise typer.BadParameter("goes with --preset.", param_hint=f"'{option}'")
-        if not anew or data is not None or condition is not None or stage not in ("denoiser", "all"):
-            return None
-        name = "scenes"
+        return None
     if condition is not None:
         raise typer.BadParameter("a condition is learned for the model of 64 pixels; leave one of them out.",
                                  param_hint="'--preset'")  # fmt: skip

@@ -170,7 +170,7 @@ def with_larger_patches(clip: Clip, config: ClipConfig) -> Clip:
 
 
 def _scenes() -> TrainingPreset:
-    return TrainingPreset(name="scenes", model=scenes(), course=_things_first())
+    return TrainingPreset(name="scenes", model=scenes())
 
 
 def _small() -> TrainingPreset:
