@@ -534,11 +534,15 @@ def test_a_stage_alone_takes_its_share(cli, monkeypatch):
 def test_the_preset_scenes_is_what_the_course_has_without_a_preset(cli, model, monkeypatch):
     asked = []
     monkeypatch.setattr(recipe, "train_stage", lambda name, budget, given, **kwargs: asked.append(given) or [])
-    for words in ((), ("--preset", "scenes"), ("--start-from", model), ("--preset", "small")):
+    for words in ((), ("--preset", "scenes"), ("--start-from", model), ("--preset", "small"), ("--batch", 8)):
         assert cli("train", "denoiser", "--steps", 1, "--out", "run", *words).code == 0
-    *alike, small = asked
-    for given in alike:
+    assert cli("train", "denoiser", "--steps", 1, "--out", "run", "--data", model).code == 0
+    assert cli("train", "clip", "--steps", 1, "--out", "run").code == 0
+    *alike, small, smaller_batch, own, clip = asked
+    for given in (*alike, clip):
         assert given.model == scenes() and given.batch_size == 32 and given.course.foreground_weight == 0
+    assert smaller_batch.batch_size == 8 and smaller_batch.course.foreground_weight == 0
+    assert own.preset is None and own.batch_size == 32 and own.course.foreground_weight == 0
     assert small.model != scenes() and small.batch_size == 64 and small.course.foreground_weight == 5
 
 

@@ -1,8 +1,8 @@
 """What can be read from a noun's vector? The U-Net draws "a green dog" from the vectors of these words.
 
 A linear probe (Alain and Bengio 2016, arXiv 1610.01644) learns from sentences with seen pairs to read kind and colour
-from the vector of the noun. What it then misreads in pairs never seen, a U-Net that learned from the same vectors draws
-wrong.
+from the vector of the noun, and is then asked about pairs never seen. It shows what the vector says in a way that is
+easy to read; a U-Net reads the other tokens' vectors too, and may still fail where the probe does not.
 """
 
 from __future__ import annotations
