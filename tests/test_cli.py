@@ -517,10 +517,20 @@ def test_train_all_shares_ninety_minutes(cli, model, monkeypatch):
     assert f'ldm-tutor draw "a red cat at night" --weights {model}' in done.out
     (minutes, resume, given) = asked[0]
     assert (minutes, resume, given.seed, given.num_workers, given.num_scenes) == (90, True, 3, 2, 100_000)
-    assert torch.get_num_threads() == 1 and "in 90 minutes --preset small gets further" in done.err
+    assert torch.get_num_threads() == 1
     assert_refused(cli("train", "all", "--out", model), 1, "earlier run")
-    for words in (("--preset", "small"), ("--minutes", 600), ("--start-from", model)):
-        assert "gets further" not in cli("train", "all", "--out", "new", *words).err
+
+
+def test_train_all_from_nothing_trains_the_small_model(cli, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(recipe, "train_all", lambda minutes, given, *, resume: iter(asked.append(given) or ()))
+    for words in ((), ("--preset", "small"), ("--preset", "scenes"), ("--start-from", model), ("--data", model)):
+        done = cli("train", "all", "--out", "new", *words)
+        assert done.code == 0 and ("--preset scenes, and wants hours" in done.err) == (not words), done.err
+    default, small, *others = asked
+    assert default.model == small.model == presets.small() and default.batch_size == small.batch_size == 64
+    for given in others:
+        assert given.model == scenes() and given.batch_size == 32
 
 
 def test_a_stage_alone_takes_its_share(cli, monkeypatch):

@@ -15,9 +15,9 @@ from ldm_tutor.cli.options import MAX_SEED, PROGRAM, Device, usable_device, whol
 from ldm_tutor.cli.train_presets import DryRun, Frozen, PresetName, batch_of, check_preset, show_plan
 from ldm_tutor.errors import ConfigError, WeightsError
 
-EXAMPLE = "Example: ldm-tutor train all --preset small --minutes 90 --out runs/mine"
+EXAMPLE = "Example: ldm-tutor train all --minutes 90 --out runs/mine"
 ALL_MINUTES = 90.0
-HOURS = 240.0  # minutes from which a laptop trains a model of the shipped one's size as far as a smaller one
+ALL_PRESET = "small"  # of 'all' from nothing: what two processor cores train in that time
 log = logging.getLogger(__name__)
 
 StageName = Literal["perceptual", "judge", "autoencoder", "clip", "denoiser", "all"]
@@ -131,6 +131,8 @@ def train(
     _check_batch(stage, condition, preset, batch=batch, accumulate=accumulate, lr_rule=lr_rule)
     if decoder_only and stage not in ("autoencoder", "all"):
         raise typer.BadParameter(f"is for the autoencoder, not for {stage}.", param_hint="'--decoder-only'")
+    by_default = stage == "all" and preset is None and data is None and start_from is None
+    preset = ALL_PRESET if by_default else preset
     chosen_preset = check_preset(
         preset, stage, condition=condition, data=data, frozen=frozen, dry_run=dry_run, timed=bool(steps or minutes)
     )
@@ -153,11 +155,10 @@ def train(
     names = (STAGES if data is None else tuple(OWN_SHARES)) if stage == "all" else (stage,)
     names = names if condition is None else (condition,)
     team = join("cpu" if pick_device(chosen).type == "cpu" else device)
-    all_minutes = minutes or ALL_MINUTES
     if not quiet and team.is_main:
         _show_news()
-        if stage == "all" and preset is None and data is None and start_from is None and all_minutes < HOURS:
-            log.info("the shipped model's size wants hours; in %g minutes --preset small gets further", all_minutes)
+        if by_default:
+            log.info("this is --preset %s; the shipped model's size is --preset scenes, and wants hours", preset)
     if condition is not None and team.size > 1:
         raise ConfigError("--condition trains in one process", given=team.size, fix="start it without accelerate")
     if team.num_restarts and _began(out, names, team.launched_at):
