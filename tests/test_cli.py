@@ -529,8 +529,7 @@ def test_train_all_from_nothing_trains_the_small_model(cli, model, monkeypatch):
         assert done.code == 0 and ("--preset scenes, and wants hours" in done.err) == (not words), done.err
     default, small, *others = asked
     assert default.model == small.model == presets.small() and default.batch_size == small.batch_size == 64
-    for given in others:
-        assert given.model == scenes() and given.batch_size == 32
+    assert [(each.model.unet, each.batch_size) for each in others] == [(scenes().unet, 32)] * 3
 
 
 def test_a_stage_alone_takes_its_share(cli, monkeypatch):

@@ -199,7 +199,7 @@ def train(
             budget = Budget(steps=steps, minutes=MINUTES[condition] if steps is None and minutes is None else minutes)
             written = train_condition(condition, budget, options, rank=rank, resume=resume)
         elif stage == "all":
-            for _, paths in train_all(all_minutes, options, resume=resume):
+            for _, paths in train_all(minutes or ALL_MINUTES, options, resume=resume):
                 written += paths
         else:
             if steps is None and minutes is None:

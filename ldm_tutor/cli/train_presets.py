@@ -22,10 +22,10 @@ PresetName = Annotated[
         metavar="NAME",
         help="A model of another size, or way of training. scenes: the shipped model's size. small: half its work, for "
         "90 minutes. Without this option 'all' trains small from nothing, and everything else scenes. middle, "
-        "middle256: the course's, for scenes (or --data) of 128 or 256 pixels. sd_v1, celebahq: the published ones, autoencoder or denoiser, for --data, with "
-        "the published batch, learning rate and losses. What comes of sd_v1, --out/diffusers, ldm-tutor draw and "
-        "export open; celebahq takes no sentence: the end of its training draws samples.png, and export opens its "
-        "single file.",
+        "middle256: the course's, for scenes (or --data) of 128 or 256 pixels. sd_v1, celebahq: the published ones, "
+        "autoencoder or denoiser, for --data, with the published batch, learning rate and losses. What comes of sd_v1, "
+        "--out/diffusers, ldm-tutor draw and export open; celebahq takes no sentence: the end of its training draws "
+        "samples.png, and export opens its single file.",
         show_default=False,
     ),
 ]
