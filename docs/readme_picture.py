@@ -15,7 +15,7 @@ MORE = (
     ("a large green rocket on the moon", 12),
     ("a white dog on the left on the beach", 13),
     ("a pink tree to the right of a blue car", 14),
-    ("a small orange boat at sunset", 15),
+    ("a small orange boat at sunset", 25),
     ("a large yellow ball at the top by day", 16),
 )
 SHOWN = (1, 4, 8, 12, 16, 20)

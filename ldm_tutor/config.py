@@ -369,7 +369,7 @@ _PARTS: dict[tuple[str, str], type[Config]] = {
 
 def scenes() -> ModelConfig:
     """The course's own model: 64x64 captioned scenes, 16x16x4 latents, trained on two CPU cores."""
-    text = TextEncoderConfig(vocab_size=768, context_length=32, width=128, num_layers=4, num_heads=4, mlp_width=512)
+    text = TextEncoderConfig(vocab_size=768, context_length=32, width=128, num_layers=2, num_heads=4, mlp_width=512)
     image = ImageEncoderConfig(picture_size=64, patch_size=8, width=128, num_layers=4, num_heads=4, mlp_width=512)
     clip = ClipConfig(text=text, image=image, embed_dim=128)
     autoencoder = AutoencoderConfig(

@@ -15,6 +15,7 @@ from ldm_tutor.training import recipe
 from ldm_tutor.training.loop import Budget
 from ldm_tutor.training.presets import SHARES, CourseRecipe, TrainingPreset, find_preset
 from ldm_tutor.training.recipe import STAGES, TrainingOptions, train_all, train_stage
+from ldm_tutor.training.stages.clip import WORD_DROPOUT
 from ldm_tutor.weights.files import load_model
 
 ONE = Budget(steps=1)
@@ -123,6 +124,7 @@ def test_clip_learns_from_twins_of_both_kinds_and_words_from_the_first_sentences
     (_, own), (_, twins) = stage.halves
     told = [near_twin(0)[1], exchanged_twin(1)[1], near_twin(2)[1], exchanged_twin(3)[1]]
     assert torch.equal(twins[:4], stage.tokenizer(told)) and len(own) == len(twins) == 64
+    assert stage.word_dropout == WORD_DROPOUT > 0
 
 
 def weighing(folder, weight, until=1.0):

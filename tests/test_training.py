@@ -85,7 +85,7 @@ def make_autoencoder(scenes, tokenizer, dtype):
 
 
 def make_clip(scenes, tokenizer, dtype):
-    return ClipStage(CLIP, scenes, scenes, tokenizer, device=CPU, dtype=dtype, batch_size=4)
+    return ClipStage(CLIP, scenes, scenes, tokenizer, device=CPU, dtype=dtype, batch_size=4, word_dropout=0.3)
 
 
 def make_denoiser(scenes, tokenizer, dtype):

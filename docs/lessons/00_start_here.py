@@ -211,8 +211,8 @@ show(
 )
 
 # %% [markdown]
-# The bicycle is yellow and the cars are pink. The ball has more pink in it than purple. Whether that counts is not left
-# to your eye or mine: further down a judge looks at it.
+# The bicycle is yellow, the ball is purple, the cars are pink. Whether that counts is not left to your eye or mine:
+# further down a judge looks at it.
 #
 # ## The whole way on one page
 #
@@ -564,13 +564,12 @@ print("more than half granted in full:", sum(verdicts) > 6)
 
 # %% tags=["nbval-ignore-output"]
 print(f"granted in full: {sum(verdicts)} of {len(verdicts)}")
-print("the three wishes that could not be looked up:", granted_by(wishes, drawn))
-ball = read_pictures(judge, drawn)[1]
-print("the judge sees:", [(o.size, o.color, o.kind) for o in ball.objects], ball.background)
+print(f"of the {len(wishes)} wishes that could not be looked up: {sum(granted_by(wishes, drawn))}")
 
 # %% [markdown]
-# So the ball does not count. Twelve are far too few for a figure that one could quote; the table in the README comes
-# from 512 sentences, each number with its interval, and `ldm-tutor evaluate pictures` makes it again on your machine.
+# All twelve, and the three wishes too. Twelve are far too few for a figure that one could quote; the table in the
+# README comes from 512 sentences, each number with its interval, and `ldm-tutor evaluate pictures` makes it again on
+# your machine.
 #
 # ## How it was trained
 #
@@ -617,13 +616,13 @@ samples = [
 six = pipe.draw(samples, seeds=[11, 12, 13, 14, 15, 16])
 show(
     picture_grid(six, titles=samples, scale=2),
-    alt="Six pictures drawn for six sentences: two cats, a rocket, a dog, a tree and a car, a boat, a house.",
+    alt="Six pictures drawn for six sentences: two cats, a rocket, a dog, a tree and a car, two boats, a house.",
 )
 print("right, says the judge:", sum(granted_by(samples, six)), "of 6")
 
 # %% [markdown]
-# All six are right. Change seeds in the studio, and you will meet failures too: an object drawn twice, or a colour in
-# the wrong place.
+# Five are right. In the other there are two boats where one was asked for. Change seeds in the studio, and you will now
+# and then meet such failures: an object drawn twice, or of another size.
 #
 # ## Exercises
 #

@@ -15,8 +15,8 @@
 # sentences on which one line shines: the diagonal.
 #
 # > **Goal.** Build CLIP from its parts (tokenizer, text tower, image tower, similarity matrix, loss), train a small
-# > one yourself, and measure what the course's own CLIP knows. You also measure what it does not know, which is more
-# > than you may expect.
+# > one yourself, and measure what it knows and what the course's own CLIP knows. Then you see why one of them takes
+# > *left* for *right*.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 # Set-up (click to open)
@@ -31,7 +31,8 @@ from torch.nn import functional as F
 from ldm_tutor.config import sd_v1
 from ldm_tutor.data.scenes.datasets import render_scenes, to_float
 from ldm_tutor.data.scenes.objects import PALETTE
-from ldm_tutor.data.scenes.world import COLORS, KINDS
+from ldm_tutor.data.scenes.sampling import caption_for
+from ldm_tutor.data.scenes.world import COLORS, HELD_OUT, KINDS
 from ldm_tutor.lessons import lesson_03_kit as kit
 from ldm_tutor.lessons.checks import check, exercise, hint, solution
 from ldm_tutor.lessons.cost import cost_card
@@ -39,6 +40,7 @@ from ldm_tutor.lessons.course import course_map, fact_box
 from ldm_tutor.lessons.live_training import follow, shipped_band, steps_for
 from ldm_tutor.lessons.logs import shipped_log
 from ldm_tutor.losses.contrastive import contrastive_loss
+from ldm_tutor.metrics.probing import noun_vectors, read_nouns
 from ldm_tutor.metrics.retrieval import distinct_batches
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.text_encoder import TextEncoder
@@ -412,15 +414,13 @@ blocks = [S[i : i + 64, i : i + 64] for i in range(0, 1024, 64)]
 scales = torch.logspace(0, 2, 25).tolist()
 curve = [sum(float(contrastive_loss(s * block)) for block in blocks) / len(blocks) for s in scales]
 figure = kit.curves({"loss": (scales, curve)}, "scale", "loss of 1,024 test pairs", at={"learned": scale}, log=True)
-show(
-    figure, alt="The loss falls from above 3 to a flat valley, where the learned scale lies, and rises a little to 100."
-)
+show(figure, alt="The loss falls from above 3 to a flat valley that reaches to 100; the learned scale lies in it.")
 print("learned and best scale are within a factor of three:", 1 / 3 < scale / scales[curve.index(min(curve))] < 3)
 
 # %% [markdown]
 # Too small, and the row stays undecided even when the cosines are right. Too large, and it is sure of everything, also
-# of its mistakes, which then cost dearly; this CLIP makes few, so the slope is gentle. The learned scale lies in the
-# valley. CLIP stores its logarithm (`logit_scale`), which keeps it positive, and stops at 100.
+# of its mistakes, which then cost dearly; this CLIP makes so few that up to 100 you hardly see it. The learned scale
+# lies in the valley. CLIP stores its logarithm (`logit_scale`), which keeps it positive, and stops at 100.
 #
 # ## Step 6: train your own
 #
@@ -489,12 +489,11 @@ print("the diagonal stands out at the end:", my_means[-1][0] - my_means[-1][1] >
 
 # %% [markdown]
 # Do not read the upper figure as a race. Your batches of 64 ask an easier question than the shipped run's 128, and your
-# network is smaller and its start quicker; the shipped run goes on much longer. Its step upwards on the way is no
-# accident: from there on its batches were made harder on purpose. We come to that. (The hump behind it is a pause:
-# later, the training was taken up again with a fresh learning rate.) In the lower figure both curves rise at first:
-# the two towers begin at right angles to each other, and meet before they sort. Then the curves part.
-# That is the diagonal, growing. Here it is as a matrix: the same 16 test pairs with random weights, with your training,
-# and with the shipped one, which has seen far more pairs.
+# network is smaller and its start quicker; the shipped run goes on much longer, with half of each batch made hard on
+# purpose. We come to that. (Where it steps up, the training was taken up again with a fresh learning rate.) In the
+# lower figure both curves rise at first: the two towers begin at right angles to each other, and meet before they sort.
+# Then the curves part. That is the diagonal, growing. Here it is as a matrix: the same 16 test pairs with random
+# weights, with your training, and with the shipped one, which has seen far more pairs.
 
 # %%
 three = [u @ v.T for u, v in (kit.embed(m, pictures[:16], tokens[:16]) for m in (untrained, mine, shipped))]
@@ -519,11 +518,11 @@ ways = ["blue", "orange"] * len(results)
 figure = bars(names, values, title="right first answers", unit="%", width=8, colors=ways)
 show(figure, alt="Bars, both ways: a guess, the colours, yours near a half, shipped near 100%, among 1,000 less.")
 print("yours is clearly above chance and above the colours:", min(results["yours"]) > max(results["colours"]))
-print("the shipped one is right more than nine times in ten, both ways:", min(results["shipped"]) > 0.9)
+print("the shipped one is right more than 97 times in 100, both ways:", min(results["shipped"]) > 0.97)
 five = (S[:1000, :1000].topk(5, dim=1).indices == torch.arange(1000)[:, None]).any(dim=1).float().mean()
 print("among 1,000 the right sentence is nearly always in its first five:", bool(five > 0.9))
 others = S[~torch.eye(1024, dtype=torch.bool)]
-print("rest of the matrix: mean 0:", bool(others.mean().abs() < 0.05), "| each cell 0:", bool(others.std() < 0.2))
+print("rest of the matrix: mean 0:", bool(others.mean().abs() < 0.05), "| each cell 0:", bool(others.abs().max() < 0.2))
 
 # %% [markdown]
 # Among 1,000 it is harder, also because now many sentences truly fit several pictures. And look at the last line: the
@@ -545,44 +544,29 @@ print("rest of the matrix: mean 0:", bool(others.mean().abs() < 0.05), "| each c
 # %%
 one_object, truth = kit.single_objects(test)
 views, _ = kit.embed(shipped, one_object, tokens[:1])
-zero_shot, chance = {}, {"kind, colour told": 1 / 9}
+zero_shot, chance = {}, {}
 for name, (choices, wordings) in kit.questions().items():
     answers = (views @ kit.arrows(shipped, tokenizer, wordings).T).argmax(dim=1).tolist()
     zero_shot[name] = sum(choices[k] == true for k, true in zip(answers, truth[name], strict=True)) / len(views)
     chance[name] = 1 / len(choices)
-
-# %% [markdown]
-# For the object there is a better way to ask. Our training sentences always name the colour together with the object.
-# So tell CLIP the colour, and let it choose among *a red cat*, *a red dog* and so on:
-
-# %%
-table = kit.arrows(shipped, tokenizer, [[kit.a(f"{c} {k}")] for c in COLORS for k in KINDS]).reshape(8, 9, -1)
-own_color = table[[COLORS.index(color) for color in truth["color"]]]
-answers = (views[:, None] * own_color).sum(dim=2).argmax(dim=1)
-kinds = torch.tensor([KINDS.index(kind) for kind in truth["kind"]])
-zero_shot["kind, colour told"] = float((answers == kinds).float().mean())
-order = ["background", "color", "kind, colour told", "kind", "size", "place"]
+order = ["background", "color", "kind", "place", "size"]
 labels = [f"{name.replace('color', 'colour')} (a guess: {chance[name]:.0%})" for name in order]
 figure = bars(labels, [100 * zero_shot[name] for name in order], title="zero-shot, right answers", unit="%", width=8)
-show(
-    figure,
-    alt="Bars: background and colour nearly always right, kind with its colour and place mostly, the rest less.",
-)
-print("background and colour above 95%:", min(zero_shot["background"], zero_shot["color"]) > 0.95)
-print("kind above 40%, and better with the colour told:", 0.4 < zero_shot["kind"] < zero_shot["kind, colour told"])
-print("place more often right than wrong:", zero_shot["place"] > 0.5)
+show(figure, alt="Bars, all high: background, colour, kind and place nearly always right, size a little less often.")
+print("background, colour, kind and place above 97%:", min(zero_shot[name] for name in order[:4]) > 0.97)
+print("size above 90%:", zero_shot["size"] > 0.9)
 
 # %% [markdown]
-# Colours and backgrounds: nearly perfect, though nobody ever told it what a colour is. Kinds: good, and better once the
-# sentence looks like those of the training. Sizes come last. The place, one of five, is mostly right too. That did not
-# come by itself, as you will see in a moment.
+# Nearly perfect, though nobody ever told it what a colour is, or a cat. Sizes come last: where *small* ends and
+# *medium* begins is a matter of a few pixels. None of this comes by itself, as you will see in a moment.
 #
 # ## What CLIP does not know
 #
-# > **Careful.** A retrieval above nine in ten looks as if it had understood the sentences. Ask harder. Draw scenes with
-# > two objects side by side, and give CLIP the choice between a true sentence and one that is false in one respect. And
-# > take **near twins**: two scenes with the same things before the same background, where only order, sizes and places
-# > differ (now and then the colours change hands), and where each sentence is false for the other picture.
+# > **Careful.** A retrieval near 100% looks as if it had understood the sentences. Ask harder, yours and the shipped
+# > one. Draw scenes with two objects side by side, and give CLIP the choice between a true sentence and one that is
+# > false in one respect. And take **near twins**: two scenes with the same things before the same background, where
+# > only order, sizes and places differ (now and then the colours change hands), and where each sentence is false for
+# > the other picture.
 
 # %%
 drawn, facts = kit.side_by_side(160)
@@ -597,25 +581,26 @@ trials = {
 }
 preferred = {}
 for name, (shown, right, wrong) in trials.items():
-    seen, said = kit.embed(shipped, shown, tokenizer(right + wrong))
-    preferred[name] = float(((seen * said[:160]).sum(dim=1) > (seen * said[160:]).sum(dim=1)).float().mean())
+    for who, clip in {"yours": mine, "shipped": shipped}.items():
+        seen, said = kit.embed(clip, shown, tokenizer(right + wrong))
+        better = (seen * said[:160]).sum(dim=1) > (seen * said[160:]).sum(dim=1)
+        preferred[f"{name}, {who}"] = float(better.float().mean())
 figure = picture_grid(twins[[0, 160, 1, 161]], [own[0], of_twin[0], own[1], of_twin[1]])
 show(figure, alt="Two pairs of near twins with their sentences: the same things and background, other places or sizes.")
-figure = bars(list(preferred), [100 * x for x in preferred.values()], title="prefers the true sentence", unit="%")
-show(
-    figure,
-    alt="Bars: a left-out object and near twins nearly always right, swapped colours mostly, swapped sides by chance.",
-)
-print("notices a missing object nearly always:", preferred["one object left out"] > 0.95)
-print("near twins told apart nearly always:", preferred["near twins"] > 0.9)
-print("swapped colours: well above chance:", preferred["colours swapped"] > 0.65)
-print("left and right swapped: wrong at least every fourth time:", preferred["left and right swapped"] < 0.75)
+values, ways = [100 * share for share in preferred.values()], ["orange", "blue"] * len(trials)
+figure = bars(list(preferred), values, title="prefers the true sentence", unit="%", width=8, colors=ways)
+show(figure, alt="Bars: the shipped one nearly always right; yours mostly for a left-out object, the rest near a half.")
+print("the shipped one: right in nine of ten and more:", min(preferred[f"{name}, shipped"] for name in trials) > 0.9)
+print("yours: better than a coin about a missing object:", preferred["one object left out, yours"] > 0.7)
+print("yours: left and right swapped, no better than a coin:", preferred["left and right swapped, yours"] < 0.65)
 
 # %% [markdown]
-# Which words are there: known. Where a thing stands and how large it is: known well enough to tell near twins apart.
-# Which colour belongs to which object, called **binding**: mostly known. But who stands to the left of whom, when only
-# the two names change places: no more often right than a coin. Why? Two thirds of the sentences say a place or a side.
-# But the loss only asks to tell the sentences *of one batch* apart. Count how often that takes the place:
+# Yours knows which words are there, more or less. Whose colour it is (called **binding**), how large a thing is and
+# where it stands: hardly better than a coin. The shipped one tells all of it apart. That is not only a matter of size
+# and time. An earlier CLIP of this course was larger still, found the right sentence 99 times in 100, and was right
+# about the swapped sides in 78 of 160. Why? Two thirds of the sentences say a place or a side. But the loss only asks
+# to tell the sentences *of one batch* apart. In a batch of scenes that have nothing to do with each other, count how
+# often that takes the place:
 
 # %%
 says, needed = kit.need_of_place(told)
@@ -623,28 +608,33 @@ print(f"sentences that say a place or a side: {says:.0%}")
 print(f"sentences in whose batch only the place tells two apart: {needed} of {len(told)}")
 
 # %% [markdown]
-# > **Key idea.** A contrastive loss teaches what tells the pairs of a batch apart, and no more. Colour, background and
-# > object are enough to win almost every row, so little pulls on the place. The remedy is wrong sentences that are
-# > nearly right, called *hard negatives*. The later part of the shipped run has them: half of each batch are near twins
-# > (`near_twin` in `ldm_tutor.data.scenes.sampling`). That is where its loss jumps up: the same network, suddenly asked
-# > a harder question. Before, *left* and *right* had nearly the same vector; the model card has the figures. But a twin
-# > hardly ever differs *only* in which of two things stands left, and so this is what CLIP still cannot tell. Large
-# > CLIPs are weak at the same point, and the fourth reference below argues that the reason is the same.
+# > **Key idea.** A contrastive loss teaches what tells the pairs of a batch apart, and no more. Among unrelated scenes
+# > colour, background and object are enough to win almost every row, so little pulls on the place. The remedy is wrong
+# > sentences that are nearly right, called *hard negatives*. In the shipped run half of each batch are twins of the
+# > other half. Every second one is a near twin, as above. The others tell of one change in the same words: a thing of
+# > another kind or colour, two colours exchanged, or left and right, for the mirror image (`near_twin` and
+# > `exchanged_twin` in `ldm_tutor.data.scenes.sampling`). The earlier CLIP had near twins only, and hardly any of them
+# > differ in nothing but the side. Large CLIPs, whose batches come from the web, are weak at the same point, and the
+# > fourth reference below argues that the reason is the same.
 #
-# Can our U-Net then learn which of two things to put on the left? It reads more than the summary arrow: it gets the
-# vector of *every* token. Each of them carries its place in the row and what stood before it. Compare the same word in
-# both sentences:
+# The U-Net will read more than the summary: it gets the vector of *every* token. Do they say what they should about
+# pairs that were never seen? No training sentence has a *green dog*, nor eight other pairs of colour and kind. They
+# were left out to see what a model makes of them. Ask a **linear probe**: one linear layer that learns, on sentences
+# with pairs that were seen, to read kind and colour from the vector of the noun alone. Then let it read the others.
 
 # %%
-sides = tokenizer(["a red ball to the left of a blue cat", "a blue cat to the left of a red ball"])
-with torch.inference_mode():
-    vectors = F.normalize(shipped.text(sides), dim=2)
-    summary = shipped.embed_text(sides)
-print("the two summaries are nearly the same:", bool(summary[0] @ summary[1] > 0.9))
-places = {"left": (6, 6), "ball": (3, 10), "cat": (10, 3)}  # columns in the first sentence and in the second
-alike = {word: float(vectors[0, i] @ vectors[1, j]) for word, (i, j) in places.items()}
-print("the vector of *left* is another one, cosine below 0.5:", alike["left"] < 0.5)
-print("and so are those of *ball* and *cat*, below 0.9:", max(alike["ball"], alike["cat"]) < 0.9)
+seen = {(kind, color) for kind in KINDS for color in COLORS} - HELD_OUT
+known = noun_vectors(shipped, tokenizer, [caption_for(i, "train") for i in range(2000)], seen)
+asked = noun_vectors(shipped, tokenizer, [caption_for(i, "unseen") for i in range(500)], HELD_OUT)
+print("pairs never seen: kind and colour both read, in 97 of 100 or more:", read_nouns(known, asked).value >= 0.97)
+
+# %% [markdown]
+# Retrieval would not have told you. An earlier CLIP of this course also found the right sentence 99 times in 100, and
+# yet the same probe read only 85 of 100 such pairs from its nouns. What is different now? In half of the training
+# sentences, words were left out by chance (**word dropout**, `drop_words` in `ldm_tutor.training.stages.clip`): CLIP
+# read "a dog in the snow" and "a green in the snow", so no word could lean on its neighbour. The text tower has two
+# layers; it had four. And things and colours are exchanged in the twins. Which of the three did how much was not
+# measured.
 
 # %% [markdown]
 # ## Turn one knob, and break it once
@@ -777,8 +767,8 @@ solution("clip.symmetric_loss")
 # - The **similarity matrix** holds the cosine of every picture with every sentence. The **loss** wants the diagonal to
 #   win each row and each column.
 # - The **scale** decides how sure a row may become. It is learned too.
-# - What comes out is good at *which* things are there and weak at *how they stand to each other*, because a batch
-#   seldom asks.
+# - What comes out knows what its batches asked for. Unrelated scenes ask which things there are; *hard negatives* ask
+#   whose colour it is, and who stands left.
 #
 # ## Common mistakes
 #

@@ -704,7 +704,7 @@ print("raw loss less EMA loss:", {n: round(b - a, 3) + 0.0 for n, a, b in zip(st
 
 # %% [markdown]
 # Compare the columns. From 400 to 6,400 steps the loss goes from 0.20 to 0.10, which looks like the tail of a finished
-# training. In the same steps, pictures that show all of their sentence go from none to more than half. The number that
+# training. In the same steps, pictures that show all of their sentence go from none to seven of ten. The number that
 # you watch while training is not the number that you want. So keep a few sentences and seeds, and draw them now and
 # then.
 #

@@ -526,12 +526,12 @@ short = {(name, n): run(name, n) for name in ("ddim", "dpm++") for n in (4, 8, 1
 near = {key: psnr(each, target) for key, each in short.items()}
 gains = [float(near[name, 16].median() - near[name, 4].median()) for name in ("ddim", "dpm++")]
 print("from 4 to 16 steps, both come more than 3 dB nearer:", min(gains) > 3)
-print("with 16 steps, 2M is nearer for all six:", bool((near["dpm++", 16] > near["ddim", 16]).all()))
+print("with 16 steps, 2M is nearer for five of six or more:", int((near["dpm++", 16] > near["ddim", 16]).sum()) >= 5)
 views, titles = [], []
-for k, name in ((2, "ddim"), (2, "dpm++"), (0, "ddim"), (0, "dpm++")):  # the ball, then the car
+for k, name in ((2, "ddim"), (2, "dpm++"), (5, "ddim"), (5, "dpm++")):  # the ball, then the rocket
     views += [*(short[name, n][k : k + 1] for n in (4, 8, 16)), target[k : k + 1]]
     titles += [*(f"{name} {n}, {float(near[name, n][k]):.0f} dB" for n in (4, 8, 16)), "64 steps"]
-alt = "A ball, by DDIM and by DPM-Solver++ with 4, 8, 16 and 64 steps, early close; a car, missing in the shortest."
+alt = "By DDIM and 2M with 4, 8, 16, 64 steps: a ball, early close; a rocket by night, whose moon changes sides."
 look(views, titles, 4, alt)
 
 # %% tags=["nbval-ignore-output"]
@@ -539,11 +539,11 @@ for (name, n), each in near.items():
     print(f"{name:6} {n:2} steps, dB per picture:", [round(value) for value in each.tolist()])
 
 # %% [markdown]
-# The ball is there early, and comes nearer with every doubling; 2M is ahead, as its order promises. The car is the
-# other case: now and then a short run takes another turning than the long one, here towards a beach without a car. In
-# the last cell you know such a picture by decibels that stay low for long. Two lumps show why: near the middle, ways
-# that start side by side end far apart. Elsewhere the other turning is a good picture too. So "near the exact
-# solution" and "a good picture" are two questions.
+# The ball is there early, and comes nearer with every doubling; 2M is ahead, as its order promises. The rocket is the
+# other case: after four steps the moon has not decided for a side, after eight it stands on the left, as in the long
+# run, and after 16 on the right, by both rules. In the last cell you know such a picture by its few decibels. Two lumps
+# show why: near the middle, ways that start side by side end far apart. The other turning is a good picture, too. So
+# "near the exact solution" and "a good picture" are two questions.
 #
 # ## Step 8: quality against steps
 #
@@ -576,18 +576,19 @@ print(quality_table(figures))
 # are far from real scenes. The two grey lines, nearly one, are real scenes and the same scenes folded and unfolded by
 # the autoencoder. They are the floor, and only the distance above them means something; never compare such a number
 # with one from a paper, which took tens of thousands of pictures and other features. What the figure does say: the gain
-# from more steps is at the beginning of the curve. After some sixteen you pay and get nothing.
+# from more steps is at the beginning of the curve. From eight on you pay more and get little.
 #
 # And where is the second order? 2M, nearest to the exact end in step 7, is nowhere clearly ahead here; DDPM, which does
-# not even aim for that end, is nowhere clearly behind. Look at what goes wrong. Draw 64 held-out sentences in ten steps
-# by both, and show every picture in which the judge sees more things than were asked for, beside the other sampler's:
+# not even aim for that end, is nowhere clearly behind, and with 32 steps ahead of both others. Look at what goes wrong.
+# Draw 64 held-out sentences in ten steps by both, and show every picture in which the judge sees more things than were
+# asked for, beside the other sampler's:
 
 # %%
 held_out = render_scenes(64, "test")
 ten = {name: pipeline.draw(held_out.captions, range(64), num_steps=10, sampler=name) for name in ("dpm++", "ddpm")}
 told = {name: judged(each, held_out.captions) for name, each in ten.items()}
 found = sorted({k for _, more in told.values() for k in more})
-alt = "Above by 2M, below by DDPM, the same sentences and seeds: a dog, a boat, a house stand twice above, once below."
+alt = "Above by 2M, below by DDPM: a boat and a house stand twice above, once below; a ball and a tree the other way."
 names = [f"{name}, sentence {k}" for name in ("2M", "DDPM") for k in found]
 look([each[found] for each in ten.values()], names, len(found), alt)
 
@@ -597,11 +598,11 @@ for name, (right, more) in told.items():
 print(*[f"{k}: {held_out.captions[k]}" for k in found], sep="\n")
 
 # %% [markdown]
-# The same sentence, first noise and network, and 2M draws a dog, a boat and a house twice where DDPM draws them once.
-# In the last column it is the other way round. Three to one is a hint and no more; below are figures from hundreds.
+# The same sentence, first noise and network, and 2M draws a boat and a house twice where DDPM draws them once. In the
+# other two columns it is the other way round. Two to two says nothing; below are figures from hundreds.
 #
-# Why would dice help? The network is not ideal: now and then it begins a second dog. Follow such a slip where every
-# number is known. In the world of one lump, push a number by 1 half way. How much of the push is left at the end?
+# Could dice help? The network is not ideal: now and then it begins a second boat. Follow such a slip where every number
+# is known. In the world of one lump, push a number by 1 half way. How much of the push is left at the end?
 
 # %%
 late, pair = [t for t in fine if t < 500], torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -620,13 +621,14 @@ for name, rule in rules.items():
 # With 20 steps, the share of pictures that show all of their sentence, and its interval:
 #
 # ```sh
-# ldm-tutor evaluate pictures --num 512                                  # 93%, 90 to 95: DDPM, guidance 2
-# ldm-tutor evaluate pictures --num 512 --sampler dpm++ --guidance 2     # 90%, 87 to 93
-# ldm-tutor evaluate pictures --num 512 --sampler dpm++ --guidance 4     # 88%, 84 to 90
+# ldm-tutor evaluate pictures --num 512                                  # 97%, 95 to 98: DDPM, guidance 2
+# ldm-tutor evaluate pictures --num 512 --sampler dpm++ --guidance 2     # 96%, 94 to 97
+# ldm-tutor evaluate pictures --num 512 --sampler dpm++ --guidance 4     # 95%, 93 to 97
 # ```
 #
-# Neighbours overlap, the first and the last hardly do: dice and little guidance (lesson 08) together make the
-# difference. So `Pipeline` draws with both where you name neither.
+# All three overlap: this network slips so seldom that 512 sentences do not tell them apart. An earlier U-Net of this
+# course slipped more often: it got 93, 90 and 88 of 100 right, in the same order, and there dice and little guidance
+# (lesson 08) together made a difference. So `Pipeline` draws with both where you name neither.
 #
 # One thing is left to explain, at the left end of the figure: at four steps 2M is the worst. Its clock says why. On
 # the grid of the pipeline the last stride between two times, from 251 to 1, is several times as long as the one before.
@@ -646,11 +648,12 @@ four, grid = denoiser(sentences), timestep_grid(schedule, 4)
 h_before, h = (log_snr(u) - log_snr(t) for t, u in pairwise(grid[1:]))
 print(f"{grid}: in the last stride, D = {1 + h / (2 * h_before):.1f} x0_hat - {h / (2 * h_before):.1f} x0_before")
 pairs = [walk(step, grid, noise, lambda x, t: four(x, t, 0))[-1] for step in (My2M(), Forgetful())]
-alt = "Four sentences in four steps: above 2M, the house smeared; below, clean, without memory in the last stride."
+alt = "Four sentences in four steps: above 2M, a dark car, a ghost by the ball; below, clean, without the memory."
 look([pipeline.decode(each) for each in pairs], ["2M, 4 steps"] * 4 + ["forgets at the last stride"] * 4, 4, alt)
 
 # %% [markdown]
-# The smear around the house is gone. What is still wrong has another cause, the start at 751 that you met in step 6.
+# The car has its colour, and the ghost beside the ball is gone. What is still wrong has another cause, the start at 751
+# that you met in step 6.
 #
 # > **Careful.** An order is also a promise about *short* strides only. Well-known implementations make the last step
 # > of a short run first order for this reason (below 15 steps).
@@ -758,11 +761,11 @@ look(broken, FAULTS, 4, "A car on a beach, without a fault and with three; where
 
 # %% [markdown]
 # The last fault, everybody sees. You would blame the network, and train for another day. The others hide, because the
-# decoder smooths them over. Here the run without a fault has even slipped at the bonnet, and the wrong time gives the
-# neatest car: one picture proves nothing. The lumps show all three at once: compare with the first histogram. (Its
-# spread is 0.10 and not 0.15 without any fault: twenty even steps, and a long last leap.) Their denoiser is perfect, so
-# the sampler is at fault. When a model of yours draws badly, run its sampler on a Gaussian first. It takes less than a
-# second.
+# decoder smooths them over. Here the run without a fault has even drawn a car with three wheels, and two of the faulty
+# ones draw the same: one picture proves nothing. The lumps show all three at once: compare with the first histogram.
+# (Its spread is 0.10 and not 0.15 without any fault: twenty even steps, and a long last leap.) Their denoiser is
+# perfect, so the sampler is at fault. When a model of yours draws badly, run its sampler on a Gaussian first. It takes
+# less than a second.
 #
 # ## Bonus: picture to picture
 #

@@ -512,7 +512,7 @@ for _ in range(20):
 print("scale 4 meets more wishes than scale 0, by more than 0.3:", wishes[4].value > wishes[0].value + 0.3)
 print("the better of 2 and 4 is no worse than plain sampling:", float(met[2:4, 0].max() - met[1, 0]) >= 0)
 print("scale 8 meets fewer wishes than the better of 2 and 4:", float(met[2:4, 0].max() - met[4, 0]) > 0)
-print("FID is worse at 8 than at 2 in three of four random subsets or more:", worse >= 15)
+print("FID is worse at 8 than at 2 in more than half of the random subsets:", worse > 10)
 
 # %% tags=["nbval-ignore-output"]
 print(f"FID of 24 real pictures: {min(floors):.0f} to {max(floors):.0f}; worse at 8 in {worse} of 20 subsets")
@@ -522,21 +522,23 @@ for scale, (value, low, high) in zip(SCALES, met.tolist(), strict=True):
 
 # %% [markdown]
 # That is the trade-off of the papers in miniature. From 0 to 1 the model starts to listen at all. Up to 2 or 4 it
-# follows as well or better, at a FID that you cannot tell from plain sampling with so few pictures. At 8 you pay with
-# both. Be honest about the numbers: 24 sentences are few, the intervals are wide (and a little too narrow, since the
-# wishes of one sentence share a picture), and in FID all scales lie in or near the band of real pictures.
+# follows as well or better, at a FID that you cannot tell from plain sampling with so few pictures. At 8 you pay: fewer
+# wishes are met, and the FID is worse in most of the subsets, though not in all. Be honest about the numbers: 24
+# sentences are few, the intervals are wide (and a little too narrow, since the wishes of one sentence share a picture),
+# and in FID all scales lie in or near the band of real pictures.
 #
 # For a real comparison take a few hundred pictures and a cup of tea, and ask more of a picture: that it shows *all* of
 # its sentence. With 20 steps, and the interval behind each share:
 #
 # ```sh
-# ldm-tutor evaluate pictures --num 512 --sampler dpm++ --guidance 4     # 88%, 84 to 90
-# ldm-tutor evaluate pictures --num 512 --sampler dpm++ --guidance 2     # 90%, 87 to 93
-# ldm-tutor evaluate pictures --num 512                                  # 93%, 90 to 95: DDPM, scale 2
+# ldm-tutor evaluate pictures --num 512 --sampler dpm++ --guidance 4     # 95%, 93 to 97
+# ldm-tutor evaluate pictures --num 512 --sampler dpm++ --guidance 2     # 96%, 94 to 97
+# ldm-tutor evaluate pictures --num 512                                  # 97%, 95 to 98: DDPM, scale 2
 # ```
 #
-# The first two intervals overlap, the first and the last hardly do: 2 does as well as 4 or better, and the sampler
-# counts as much as the scale. The last line is how `Pipeline` draws where you name neither.
+# All three intervals overlap. An earlier U-Net of this course, which listened less well, got 88, 90 and 93 of 100
+# right: 2 did as well as 4 or better, and the sampler counted as much as the scale. The last line is how `Pipeline`
+# draws where you name neither.
 #
 # ## Beyond the data: where 8 breaks
 #
@@ -560,7 +562,7 @@ print("the spread of the latents grows from 1 to 4 to 8:", bool(raw[1].std() < r
 eight, walks = Guided(unet, context[:12], empty, 8), {"2M, 10 steps": raw[8][:12]}
 walks |= {"2M, 30 steps": draw(eight, few, 30), "DDPM, 10 steps": draw(eight, few, sampler="ddpm")}
 seen = {name: pipeline.decode(latents) for name, latents in walks.items()}
-ALT = "Five sentences at scale 8: in ten steps of 2M the first breaks; in thirty, and in ten of DDPM, all are whole."
+ALT = "Scale 8: in ten steps of 2M the first picture breaks, in thirty all are whole; by DDPM its house is red."
 sheet({name: pictures[:5] for name, pictures in seen.items()}, alt=ALT)
 spreads = [float(latents.std()) for latents in walks.values()]
 print("with 30 steps, and with DDPM, the latents spread less:", max(spreads[1:]) < spreads[0])
@@ -570,10 +572,10 @@ for (name, pictures), spread in zip(seen.items(), spreads, strict=True):
     print(f"{name}: wishes {followed(pictures, asked[:12]).value:.2f}, spread of the latents {spread:.2f}")
 
 # %% [markdown]
-# So it was mostly the walk: at the same scale, with shorter steps or another sampler, the pictures are whole. What is
-# left above 1 may be the push of the toy. (Large models also repair the result. *Dynamic thresholding*, Saharia et al.
-# 2022, cuts off pixel values; *guidance rescale*, Lin et al. 2023, gives the guided answer the spread of the plain
-# one.)
+# So it was mostly the walk. At the same scale, with shorter steps, the pictures are whole; and with another sampler
+# too, but for the house, which is red and should be orange. What is left above 1 may be the push of the toy. (Large
+# models also repair the result. *Dynamic thresholding*, Saharia et al. 2022, cuts off pixel values; *guidance rescale*,
+# Lin et al. 2023, gives the guided answer the spread of the plain one.)
 #
 # > **Key idea.** Scale, number of steps and sampler belong together. A scale that breaks one walk may be fine in
 # > another, so measure them together, and never take over the number alone.
@@ -588,7 +590,7 @@ for (name, pictures), spread in zip(seen.items(), spreads, strict=True):
 # %%
 open_asks = pipeline.embed([f"a {kind}" for kind in ("house", "ball", "boat") for _ in range(8)])
 varied = {s: pipeline.decode(draw(Guided(unet, open_asks, empty, s), 3 * [*range(100, 108)])) for s in (1, 4)}
-ALT = "Eight seeds for `a house` at scale 1, and below at scale 4; some pictures may have no house."
+ALT = "Eight seeds for `a house` at scale 1, and below at scale 4; in some pictures there are two."
 sheet({f"s = {s}": each[:8] for s, each in varied.items()}, alt=ALT, scale=1)
 
 
@@ -606,11 +608,10 @@ for s, each in varied.items():
 
 # %% [markdown]
 # At scale 4 the seeds matter less: the pull goes where the network finds the picture most *typical* of its sentence.
-# (Every sentence of the training names a colour, so "a house" is of a kind that the model has never read. That is why
-# some pictures are empty.) The last lines say more. Nobody asked for a colour, and the data have eight. Look how many
-# the model uses: a small model may have favourites even without guidance, and guidance cannot bring back what is
-# missing there. A set of pictures for people to choose from wants a low scale; one picture that must be right wants a
-# higher one.
+# (Every sentence of the training names a colour, so "a house" is of a kind that the U-Net has never read. That may be
+# why some pictures have two.) The last lines say more. Nobody asked for a colour, and the data have eight. At scale 1
+# the model shares them out; at scale 4 one of them is far ahead. A set of pictures for people to choose from wants a
+# low scale; one picture that must be right wants a higher one.
 #
 # ## Say what you do not want
 #
@@ -629,7 +630,7 @@ before = pipeline.decode(draw(Guided(unet, house, empty, 4), house_seeds))
 forbidden = backgrounds(before).most_common(1)[0][0]
 phrase = BACKGROUND_PHRASES[forbidden][-1]
 after = pipeline.decode(draw(Guided(unet, house, pipeline.embed([phrase]), 4), house_seeds))
-sheet({"without": before[:8], "negative": after[:8]}, "Houses; below, the commonest background is gone.", scale=1)
+sheet({"without": before[:8], "negative": after[:8]}, "Houses; below, the commonest background is rare.", scale=1)
 counts = [backgrounds(each)[forbidden] for each in (before, after)]
 print("the forbidden background falls to less than half:", counts[1] < counts[0] / 2)
 
@@ -643,9 +644,9 @@ print(f"negative prompt {phrase!r}: {counts[0]} of 12 before, {counts[1]} after;
 # > stand on both sides, and all of its extra pull would cancel: it is drawn as at scale 1. Name only what should go.
 # > The fourth exercise separates the two.
 #
-# Look at the price, too: houses may be missing that were there before, and some pictures may have turned dark or odd.
-# Counted from the empty sentence, you go $s = 4$ times towards the house and $s - 1 = 3$ times away from that
-# background: the push is nearly as strong as the pull. Nothing else was promised.
+# Look at the price, too: with the background the houses changed, their colours, places and sizes, unasked. Counted from
+# the empty sentence, you go $s = 4$ times towards the house and $s - 1 = 3$ times away from that background: the push
+# is nearly as strong as the pull. Nothing else was promised.
 #
 # ## Only in a part of the steps
 #

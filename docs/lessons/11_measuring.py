@@ -426,12 +426,12 @@ for name, each in pr.items():
     print(f"{name}: precision {each.precision:.2f}, recall {each.recall:.2f}, spread of features {spread[name]:.0f}")
 
 # %% [markdown]
-# With 32 pictures the three lines are the same: in 192 dimensions the balls of so few vectors are so wide that nearly
-# everything is inside. Precision and recall need thousands of pictures, and a count of them beside the number. The two
-# sets of 80 show one half: typical scenes are less different from each other, and they reach less of what is there.
-# Their precision has no room to rise, real scenes at random have it too. The paper has 50,000 pictures and sees it
-# plainly: table 3, class-conditional ImageNet, precision rises from .71 to .87 with guidance 1.5, recall falls from .62
-# to .48, and FID, which mixes both, improves all the same.
+# With 32 pictures the three lines are nearly the same: in 192 dimensions the balls of so few vectors are so wide that
+# nearly everything is inside. Precision and recall need thousands of pictures, and a count of them beside the number.
+# The two sets of 80 show one half: typical scenes are less different from each other, and they reach less of what is
+# there. Their precision has no room to rise, real scenes at random have it too. The paper has 50,000 pictures and sees
+# it plainly: table 3, class-conditional ImageNet, precision rises from .71 to .87 with guidance 1.5, recall falls from
+# .62 to .48, and FID, which mixes both, improves all the same.
 #
 # ## Step 5: CLIP score
 #
@@ -497,8 +497,9 @@ print("measures that call at least one damaged set as good as real:", len(blind)
 # - **six runs**: pixels; latents of $f$ = 2, 4, 8, 16 from lesson 01's autoencoders; and a control that careful
 #   readers ask for, a pixel model that first cuts the picture into patches of 4x4 pixels, 48 numbers each. It works
 #   on the same 16x16 grid as $f = 4$, so a step costs about the same.
-# - **equal in all of them**: scenes with one object and their sentences, the shipped CLIP, batch 32, learning rate,
-#   noise schedule, seeds, the *seconds of one CPU thread*, and the parameters of the U-Net, to within a tenth.
+# - **equal in all of them**: scenes with one object and their sentences, the CLIP (an earlier one of this course),
+#   batch 32, learning rate, noise schedule, seeds, the *seconds of one CPU thread*, and the parameters of the U-Net, to
+#   within a tenth.
 # - **not equal**: the grid, and so the work per step and the number of steps that fit into the seconds.
 # - **the exam**: 128 held-out sentences, ten steps, guidance 3; the judge reads them.
 

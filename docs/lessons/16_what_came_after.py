@@ -622,10 +622,10 @@ print(f"together {learned + largest.places.numel():,}, as published")
 # ## Step 7: is it better?
 #
 # Now to the question that the papers' tables cannot answer for you: what does each idea bring, *here*? Five runs, made
-# once by `python -m ldm_tutor.lessons.lesson_16_kit`. Equal in all: scenes of one object, the latents and the text
-# encoder of the shipped model, batch, learning rate, seeds, four minutes of one thread. Four have lesson 11's U-Net,
-# asked for noise with the plain loss, for noise with the course's weight, for $v$, and for the flow. In the fifth a DiT
-# with as many parameters is asked for the flow.
+# once by `python -m ldm_tutor.lessons.lesson_16_kit`. Equal in all: scenes of one object, the shipped latents, the text
+# encoder of an earlier CLIP of this course, batch, learning rate, seeds, four minutes of one thread. Four have lesson
+# 11's U-Net, asked for noise with the plain loss, for noise with the course's weight, for $v$, and for the flow. In the
+# fifth a DiT with as many parameters is asked for the flow.
 
 # %%
 study = kit.load_study()

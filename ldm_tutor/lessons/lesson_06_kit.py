@@ -8,7 +8,6 @@ minutes on one CPU core. Every point has the same sentences and seeds, so that t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -29,13 +28,14 @@ from ldm_tutor.evaluation import draw_many, load_judge
 from ldm_tutor.metrics.fid import frechet_distance, judge_features
 from ldm_tutor.metrics.figures import share
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
+from ldm_tutor.models.condition import fingerprint
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.pipeline import Pipeline, load_pipeline
 from ldm_tutor.plots.figures import figure_style
 from ldm_tutor.sampling.steps import dpmpp_2m_step
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Pictures, Tensor
-from ldm_tutor.weights.files import atomic_file
+from ldm_tutor.weights.files import atomic_file, load_model
 from ldm_tutor.weights.shipped import resolve
 
 Report = dict[str, Any]
@@ -49,8 +49,8 @@ _log = logging.getLogger("ldm_tutor.lessons.lesson_06_kit")
 
 
 def weights_mark() -> str:
-    """Return the first twelve digits of the SHA-256 of the shipped U-Net: which model some figures belong to."""
-    return hashlib.sha256((resolve() / "unet.safetensors").read_bytes()).hexdigest()[:12]
+    """Return a fingerprint of the shipped U-Net's weights: which model some figures belong to."""
+    return fingerprint(load_model(resolve() / "unet.safetensors", "unet"))
 
 
 def measure(

@@ -123,7 +123,7 @@ EXERCISES = (
         "10 steps, without local blend, for which the judge sees one new thing and no old one, and the background "
         f"keeps {GENTLE_DB:.0f} dB or more. The check draws it, which takes a few seconds.",
         hints=(
-            "In the second row of the grid above, which setting moves the rocket and draws it once?",
+            "In the first row of the grid above, what brings the rocket over? And what does more of self do?",
             "Draw it: pipe.edit_many with Injection(cross=..., self_=..., threshold=None), and measure with "
             "background(...).",
             "answer = (0.8, ...)",

@@ -17,8 +17,8 @@ from ldm_tutor.nn.attention import Row
 from ldm_tutor.pipeline import load_pipeline
 from ldm_tutor.shapes import Tensor
 
-GENTLE_SOURCE, GENTLE_TARGET, GENTLE_SEED = "a large yellow house in the snow", "a large yellow rocket in the snow", 12
-GENTLE_DB = 40.0  # what the background has to keep
+GENTLE_SOURCE, GENTLE_TARGET, GENTLE_SEED = "a large yellow house in the snow", "a large yellow rocket in the snow", 22
+GENTLE_DB = 44.0  # what the background has to keep
 GENTLE_ANSWER = (0.8, 0.0)
 
 # ---------------------------------------------------------------- how_many_steps
@@ -300,7 +300,7 @@ def judge_gentle(answer: Any) -> Verdict:
         return look_again("the new thing is there twice, where the old one was and beside it; take less of self")
     if level < GENTLE_DB:
         kept = f"{level:.2f} of {GENTLE_DB:g} dB only"
-        return look_again(f"the new thing is there, and the background keeps {kept}; take over more of cross")
+        return look_again(f"the new thing is there, and the background keeps {kept}; more of cross, or less of self")
     return passed(f"the new thing is there once, the old one gone, and the background keeps {level:.0f} dB")
 
 

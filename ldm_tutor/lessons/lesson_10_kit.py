@@ -265,7 +265,7 @@ def measured_figure(measured: Mapping[str, Report]) -> Figure:
                     axes.bar(place, value, wide, color=f"C{k}", yerr=bars, capsize=3)
                     label = f"{value:.0f}" if value > 5 else f"{value:.2f}"
                     axes.text(place, high, label, ha="center", va="bottom", fontsize=9)
-            axes.set_xticks(range(len(ways)), list(ways))
+            axes.set_xticks(range(len(ways)), list(ways), fontsize=9 if len(ways) < 6 else 8)
             axes.set_title(title)
             axes.margins(y=0.12)
             axes.grid(visible=False, axis="x")

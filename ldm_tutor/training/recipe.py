@@ -44,7 +44,7 @@ from ldm_tutor.training.own_pictures import (
 from ldm_tutor.training.presets import with_larger_patches
 from ldm_tutor.training.processes import ALONE
 from ldm_tutor.training.stages.autoencoder import AutoencoderStage
-from ldm_tutor.training.stages.clip import ClipStage
+from ldm_tutor.training.stages.clip import WORD_DROPOUT, ClipStage
 from ldm_tutor.training.stages.denoiser import BATCH_SIZE, PEAK_LR, DenoiserStage, cache_moments
 from ldm_tutor.training.stages.judge import JudgeStage
 from ldm_tutor.weights.files import atomic_file, load_model, read_header
@@ -171,7 +171,8 @@ def _build(name: str, options: TrainingOptions) -> Stage:
         if isinstance(data, CaptionedPictures):
             data = ready_for_text(data, tokenizer)
         twins = _twins(options) if options.data is None else None
-        return ClipStage(model.clip, data, twins, tokenizer, device=device, dtype=dtype)
+        dropout = WORD_DROPOUT if twins else 0.0
+        return ClipStage(model.clip, data, twins, tokenizer, device=device, dtype=dtype, word_dropout=dropout)
     return _build_denoiser(options, device, dtype)
 
 

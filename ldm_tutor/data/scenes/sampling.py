@@ -27,6 +27,8 @@ from ldm_tutor.errors import ConfigError
 
 SPLITS = ("train", "test", "unseen", "three")
 MIN_VISIBLE = 0.6  # share of an object's box that later boxes leave free
+MIRRORED = 0.8  # how often `exchanged_twin` is the mirror image, where the sentence can tell
+SWAPPED_COLORS = 0.7  # how often, otherwise, the colours of two things are exchanged, where they can be
 
 _HELD_OUT = tuple(sorted(HELD_OUT))
 _SEEN = tuple((kind, color) for kind in KINDS for color in COLORS if (kind, color) not in HELD_OUT)
@@ -97,26 +99,43 @@ def near_twin(index: int, split: str = "train", seed: int = 0) -> tuple[Scene, s
 
 
 def exchanged_twin(index: int, split: str = "train", seed: int = 0) -> tuple[Scene, str]:
-    """Scene number `index` of a split with one thing exchanged, and its caption, in the wording of the scene's own.
+    """Scene number `index` of a split with something exchanged, and its caption, in the wording of the scene's own.
 
-    Where the thing was is one of another kind and the same colour, or of the same kind and another colour; never a
-    held-out pair. Between a scene and this twin CLIP has nothing to go by but the one word.
+    Where the sentence says left or right it may be the mirror image. Of two things of different kind and colour mostly
+    the colours change hands. Else one thing becomes another of the same colour, or takes another colour. Never a
+    held-out pair. Between a scene and this twin CLIP has nothing to go by but that: so it learns each word, which
+    colour is whose, and who stands where.
     """
     scene = sample_scene(index, split, seed)
     rng = random.Random(f"exchanged {seed} {split} {index}")
-    there = {(each.kind, each.color) for each in scene.objects}
+    if rng.random() < MIRRORED:
+        objects = tuple(dataclasses.replace(each, x=1 - each.x) for each in scene.objects)
+        twin, caption = _told(dataclasses.replace(scene, objects=objects), index, split, seed)
+        if not parse(caption).is_met_by(scene.objects, scene.background):
+            return twin, caption
+    pairs = [(each.kind, each.color) for each in scene.objects]
+    if len({kind for kind, _ in pairs}) == len({color for _, color in pairs}) == 2 and rng.random() < SWAPPED_COLORS:
+        swapped = [(kind, color) for (kind, _), (_, color) in zip(pairs, reversed(pairs), strict=True)]
+        if not HELD_OUT & set(swapped):
+            objects = tuple(
+                dataclasses.replace(each, color=color) for each, (_, color) in zip(scene.objects, swapped, strict=True)
+            )
+            return _told(dataclasses.replace(scene, objects=objects), index, split, seed)
     while True:
         chosen = rng.randrange(len(scene.objects))
         old = scene.objects[chosen]
         kind, color = (rng.choice(KINDS), old.color) if rng.random() < 0.5 else (old.kind, rng.choice(COLORS))
-        if (kind, color) in HELD_OUT | there:
+        if (kind, color) in HELD_OUT | set(pairs):
             continue
         x, y = fit_inside(kind, old.scale, old.x, old.y)
         new = dataclasses.replace(old, kind=kind, color=color, x=x, y=y)
         objects = (*scene.objects[:chosen], new, *scene.objects[chosen + 1 :])
         if new.place == old.place and _visible(objects):
-            twin = Scene(objects=objects, background=scene.background, seed=scene.seed)
-            return twin, describe(twin, f"{seed} {split} {index}")
+            return _told(dataclasses.replace(scene, objects=objects), index, split, seed)
+
+
+def _told(twin: Scene, index: int, split: str, seed: int) -> tuple[Scene, str]:
+    return twin, describe(twin, f"{seed} {split} {index}")
 
 
 def _put(rng: random.Random, pair: Pair, size: str, x: float, y: float, spread: float = 0.03) -> SceneObject:
