@@ -298,7 +298,7 @@ SCHEDULE_KINDS = ("linear", "scaled_linear", "cosine")
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingConfig(Config):
-    """How a model draws a sentence unless told otherwise; for the course's model, what did best (CONTRIBUTING.md)."""
+    """How a model draws a sentence unless told otherwise; for the course's model, what did best (docs/training.md)."""
 
     sampler: str = "ddpm"
     guidance: float = 2.0

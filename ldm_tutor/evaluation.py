@@ -18,10 +18,12 @@ from ldm_tutor.metrics.fid import frechet_distance, judge_features
 from ldm_tutor.metrics.figures import Measured, mean
 from ldm_tutor.metrics.grounding import Tally, find_cases, look, untrained_like, word_fields
 from ldm_tutor.metrics.pictures import psnr
-from ldm_tutor.metrics.probing import noun_vectors, read_nouns
+from ldm_tutor.metrics.probing import noun_vectors, read_nouns, side_difference
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
 from ldm_tutor.metrics.retrieval import distinct_batches, retrieval_top1, told_apart
+from ldm_tutor.models.clip import Clip, check_tokenizer
 from ldm_tutor.models.judge import Judge
+from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.pipeline import Pipeline
 from ldm_tutor.shapes import Pictures
 from ldm_tutor.weights.files import load_model
@@ -33,6 +35,15 @@ Report = dict[str, Any]
 def load_judge(folder: str | Path | None = None, device: str = "cpu") -> Judge:
     """Load the judge of a folder of weights; without one, the shipped judge."""
     return load_model(resolve(folder) / "judge.safetensors", "judge", device=device)
+
+
+def load_clip(folder: str | Path | None = None, device: str = "cpu") -> tuple[Clip, Tokenizer]:
+    """Load CLIP and its tokenizer from a folder of weights, which needs no U-Net yet; without one, the shipped ones."""
+    root = resolve(folder)
+    clip = load_model(root / "clip.safetensors", "clip", device=device)
+    tokenizer = Tokenizer.load(root / "tokenizer")
+    check_tokenizer(tokenizer, clip, str(root))
+    return clip, tokenizer
 
 
 def draw_many(
@@ -109,42 +120,42 @@ def evaluate_autoencoder(pipeline: Pipeline, judge: Judge, *, num: int = 512, se
 
 
 def evaluate_clip(
-    pipeline: Pipeline, *, num: int = 4096, seed: int = 0, num_probe: int = 4000, batch_size: int = 64
+    clip: Clip, tokenizer: Tokenizer, *, num: int = 4096, seed: int = 0, num_probe: int = 4000, batch_size: int = 64
 ) -> Report:
     """Measure retrieval top-1 both ways in batches of distinct sentences, from `num` held-out scenes.
 
     And in how many of them the picture is nearer to its own sentence than to that of its twin, which is false of it:
     the same things otherwise arranged, or one thing exchanged, the latter for scenes with unseen pairs too. And from
-    how many nouns' vectors kind and colour can be read, by a probe that has seen `num_probe` other sentences.
+    how many nouns' vectors kind and colour can be read, by a probe that has seen `num_probe` other sentences. And how
+    far *left* is from *right*, at the word and at the end token.
     """
-    test = render_scenes(num, "test", seed, pipeline.config.picture_size)
+    side = clip.config.image.picture_size
+    test, unseen = (render_scenes(num, split, seed, side) for split in ("test", "unseen"))
     chosen = distinct_batches(test.captions, test.scenes, batch_size)
-    tokens = pipeline.tokenizer([test.captions[i] for i in chosen])
-    found = retrieval_top1(pipeline.clip, to_float(test.pictures[chosen]), tokens, batch_size)
-    unseen = render_scenes(num, "unseen", seed, pipeline.config.picture_size)
+    tokens = tokenizer([test.captions[i] for i in chosen])
+    found = retrieval_top1(clip, to_float(test.pictures[chosen]), tokens, batch_size)
+
+    def twins(scenes: ScenePictures, twin_of: Callable[..., tuple[Scene, str]], split: str) -> Measured:
+        wrong = [twin_of(index, split, seed)[1] for index in range(len(scenes))]
+        asked = [parse(told) for told in wrong]
+        false = [i for i, scene in enumerate(scenes.scenes) if not asked[i].is_met_by(scene.objects, scene.background)]
+        right, other = (tokenizer([told[i] for i in false]) for told in (scenes.captions, wrong))
+        return told_apart(clip, to_float(scenes.pictures[false]), right, other)
+
     found |= {
-        "rearranged_twins": _twins_told_apart(pipeline, test, near_twin, "test", seed),
-        "exchanged_twins": _twins_told_apart(pipeline, test, exchanged_twin, "test", seed),
-        "exchanged_twins_of_unseen_pairs": _twins_told_apart(pipeline, unseen, exchanged_twin, "unseen", seed),
+        "rearranged_twins": twins(test, near_twin, "test"),
+        "exchanged_twins": twins(test, exchanged_twin, "test"),
+        "exchanged_twins_of_unseen_pairs": twins(unseen, exchanged_twin, "unseen"),
     }
     seen = {(kind, color) for kind in KINDS for color in COLORS} - HELD_OUT
-    clip, tokenizer = pipeline.clip, pipeline.tokenizer
     known = noun_vectors(clip, tokenizer, [caption_for(index, "train", seed) for index in range(num_probe)], seen)
     found |= {
         "nouns": read_nouns(known, noun_vectors(clip, tokenizer, test.captions, seen)),
         "nouns_of_unseen_pairs": read_nouns(known, noun_vectors(clip, tokenizer, unseen.captions, HELD_OUT)),
     }
+    at_the_word, at_the_end = side_difference(clip, tokenizer, test.captions)
+    found |= {"left_from_right_at_the_word": at_the_word, "left_from_right_at_the_end": at_the_end}
     return {name: value.to_dict() for name, value in found.items()}
-
-
-def _twins_told_apart(
-    pipeline: Pipeline, scenes: ScenePictures, twin_of: Callable[..., tuple[Scene, str]], split: str, seed: int
-) -> Measured:
-    wrong = [twin_of(index, split, seed)[1] for index in range(len(scenes))]
-    requests = [parse(told) for told in wrong]
-    chosen = [i for i, scene in enumerate(scenes.scenes) if not requests[i].is_met_by(scene.objects, scene.background)]
-    right, other = (pipeline.tokenizer([told[i] for i in chosen]) for told in (scenes.captions, wrong))
-    return told_apart(pipeline.clip, to_float(scenes.pictures[chosen]), right, other)
 
 
 def evaluate_judge(judge: Judge, *, num: int = 2000, seed: int = 0) -> Report:

@@ -757,6 +757,13 @@ def test_evaluate_refuses(cli, tmp_path, args, code, words):
     assert listing(tmp_path) == []
 
 
+def test_clip_is_measured_before_there_is_a_unet(cli, own_model):
+    (own_model / "unet.safetensors").unlink()
+    done = cli("evaluate", "clip", "--num", 512, "--weights", own_model)
+    assert done.code == 0, done.err
+    assert "left_from_right_at_the_end" in done.out
+
+
 def test_evaluate_misses_the_judge(cli, own_model, tmp_path):
     (own_model / "judge.safetensors").unlink()
     done = cli("evaluate", "pictures", "--num", 4, "--weights", own_model)

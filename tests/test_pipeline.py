@@ -170,7 +170,7 @@ def test_the_report_has_every_figure_in_one_form(pipe, tiny_folder):
 def test_the_other_reports(pipe, tiny_folder):
     judge = load_judge(tiny_folder)
     assert evaluate_autoencoder(pipe, judge, num=8)["psnr"]["num"] == 8
-    clip = evaluate_clip(pipe, num=200)
+    clip = evaluate_clip(pipe.clip, pipe.tokenizer, num=200)
     assert clip["picture_to_text"]["num"] % 64 == 0
     assert clip["picture_to_text"]["value"] < 0.5  # random weights cannot tell
     for name in ("rearranged_twins", "exchanged_twins", "exchanged_twins_of_unseen_pairs"):

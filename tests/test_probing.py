@@ -1,4 +1,4 @@
-"""The probe of nouns: what it reads from vectors that are made of kind and colour, and from vectors that are not."""
+"""The probe of nouns, on vectors made of kind and colour and on others; and how far *left* is from *right*."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ldm_tutor.config import ClipConfig, ImageEncoderConfig, TextEncoderConfig
 from ldm_tutor.data.scenes.world import COLORS, HELD_OUT, KINDS
 from ldm_tutor.errors import ConfigError
-from ldm_tutor.metrics.probing import named_pairs, noun_vectors, read_nouns
+from ldm_tutor.metrics.probing import named_pairs, noun_vectors, read_nouns, side_difference
 from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.weights.shipped import resolve
@@ -78,6 +78,34 @@ def test_captions_without_such_a_pair_are_an_error(tokenizer):
     clip = Clip(_config(tokenizer), end_id=tokenizer.end_id)
     with pytest.raises(ConfigError, match="names one of the pairs"):
         noun_vectors(clip, tokenizer, ["a blue car"], {("dog", "green")})
+
+
+SIDES = ["a red cat to the left of a green dog", "at night there is a blue car to the right of two pink trees"]
+
+
+def test_sides_are_as_far_apart_as_their_vectors(tokenizer):
+    clip = Clip(_config(tokenizer), end_id=tokenizer.end_id).eval()
+    tokens = tokenizer([SIDES[0], SIDES[0].replace("left", "right")])
+    left, right = clip.text(tokens).detach()
+    for found, column in zip(side_difference(clip, tokenizer, SIDES[:1]), (6, 11), strict=True):  # "left", the end
+        expected = (left - right)[column].norm() / (left[column].norm() + right[column].norm()) * 2
+        assert found.value == pytest.approx(expected.item(), rel=1e-5) and found.num == 1
+    swapped = [told.replace("left", "?").replace("right", "left").replace("?", "right") for told in SIDES]
+    both = [[each.value for each in side_difference(clip, tokenizer, [*asked, "a cat"])] for asked in (SIDES, swapped)]
+    assert both[0] == pytest.approx(both[1]) and min(both[0]) > 0
+
+
+def test_an_encoder_that_reads_both_sides_alike_has_no_distance(tokenizer):
+    clip = Clip(_config(tokenizer), end_id=tokenizer.end_id).eval()
+    words = clip.text.token_embedding.weight.data
+    words[tokenizer.encode("right")] = words[tokenizer.encode("left")]
+    assert [each.value for each in side_difference(clip, tokenizer, SIDES)] == [0, 0]
+
+
+def test_captions_without_a_side_are_an_error(tokenizer):
+    clip = Clip(_config(tokenizer), end_id=tokenizer.end_id)
+    with pytest.raises(ConfigError, match="names a side"):
+        side_difference(clip, tokenizer, ["a blue car on the left"])
 
 
 def _config(tokenizer):

@@ -33,6 +33,7 @@ from ldm_tutor.data.scenes.datasets import render_scenes, to_float
 from ldm_tutor.data.scenes.objects import PALETTE
 from ldm_tutor.data.scenes.sampling import caption_for
 from ldm_tutor.data.scenes.world import COLORS, HELD_OUT, KINDS
+from ldm_tutor.evaluation import load_clip
 from ldm_tutor.lessons import lesson_03_kit as kit
 from ldm_tutor.lessons.checks import check, exercise, hint, solution
 from ldm_tutor.lessons.cost import cost_card
@@ -70,7 +71,7 @@ course_map(3)
 # pictures below are *test* pictures. Nothing was trained on them.
 
 # %%
-tokenizer, shipped = kit.load_clip()
+shipped, tokenizer = load_clip()
 test = render_scenes(1200, "test")
 chosen = distinct_batches(test.captions, test.scenes)[:1024]
 pictures, told = to_float(test.pictures[chosen]), [test.captions[i] for i in chosen]

@@ -108,7 +108,7 @@ def evaluate(
     if target == "judge":
         report = evaluation.evaluate_judge(evaluation.load_judge(folder, place), **settings)
     elif target == "clip":
-        report = evaluation.evaluate_clip(load_pipeline(folder, place), **settings)
+        report = evaluation.evaluate_clip(*evaluation.load_clip(folder, place), **settings)
     elif target == "grounding":
         report = evaluation.evaluate_grounding(load_pipeline(folder, place), wrap=_bar(num), **settings)
     elif target == "autoencoder":

@@ -21,16 +21,9 @@ from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.plots.figures import figure_style
 from ldm_tutor.shapes import Pictures, Tensor, Tokens
-from ldm_tutor.weights.files import load_model
-from ldm_tutor.weights.shipped import resolve
 
 Curve = tuple[Sequence[float], Sequence[float]]
 _MARKS = (":", "--", "-.")
-
-
-def load_clip() -> tuple[Tokenizer, Clip]:
-    """Return the course's own tokenizer and CLIP."""
-    return Tokenizer.load(resolve() / "tokenizer"), load_model(resolve() / "clip.safetensors", "clip")
 
 
 def curves(

@@ -23,7 +23,7 @@ import torch
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes, to_float
 from ldm_tutor.data.scenes.words import parse
 from ldm_tutor.errors import ConfigError
-from ldm_tutor.evaluation import load_judge
+from ldm_tutor.evaluation import load_clip, load_judge
 from ldm_tutor.metrics.fid import frechet_distance, judge_features
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
@@ -148,7 +148,7 @@ def study(
 ) -> None:
     """Train the runs in turns, each to the first of `seconds`, then each to the second, and so on."""
     weights = resolve()
-    clip, tokenizer = load_model(weights / "clip.safetensors", "clip"), Tokenizer.load(weights / "tokenizer")
+    clip, tokenizer = load_clip(weights)
     exam, scenes = Exam(load_judge()), one_object(NUM_SCENES, "train")
     data = StudyData(scenes.pictures, tokenizer(scenes.captions)[:, None], tokenizer.empty(1), clip.text)
     runs = [Study(name, exam, data, tokenizer, autoencoders) for name in names]
@@ -176,7 +176,7 @@ def costs(folder: Path, autoencoders: Path, repeats: int = 5) -> Report:
     """Count and measure what each run's model costs, all of them in turns in this process, and write `costs.json`."""
     scenes = one_object(64, "train")
     weights = resolve()
-    clip, tokenizer = load_model(weights / "clip.safetensors", "clip"), Tokenizer.load(weights / "tokenizer")
+    clip, tokenizer = load_clip(weights)
     data = StudyData(scenes.pictures, tokenizer(scenes.captions)[:, None], tokenizer.empty(1), clip.text)
     context, empty = clip.text(tokenizer(scenes.captions[:8])).detach(), clip.text(tokenizer.empty(1)).detach()
     report: Report = {}
