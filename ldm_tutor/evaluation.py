@@ -21,7 +21,7 @@ from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.probing import noun_vectors, read_nouns, side_difference
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
 from ldm_tutor.metrics.retrieval import distinct_batches, retrieval_top1, told_apart
-from ldm_tutor.models.clip import Clip, check_tokenizer
+from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.judge import Judge
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.pipeline import Pipeline
@@ -35,15 +35,6 @@ Report = dict[str, Any]
 def load_judge(folder: str | Path | None = None, device: str = "cpu") -> Judge:
     """Load the judge of a folder of weights; without one, the shipped judge."""
     return load_model(resolve(folder) / "judge.safetensors", "judge", device=device)
-
-
-def load_clip(folder: str | Path | None = None, device: str = "cpu") -> tuple[Clip, Tokenizer]:
-    """Load CLIP and its tokenizer from a folder of weights, which needs no U-Net yet; without one, the shipped ones."""
-    root = resolve(folder)
-    clip = load_model(root / "clip.safetensors", "clip", device=device)
-    tokenizer = Tokenizer.load(root / "tokenizer")
-    check_tokenizer(tokenizer, clip, str(root))
-    return clip, tokenizer
 
 
 def draw_many(

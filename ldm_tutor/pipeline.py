@@ -21,7 +21,7 @@ from ldm_tutor.config import FOREIGN_DRAWING, DrawingConfig, ModelConfig, Schedu
 from ldm_tutor.errors import ConfigError, PromptError, WeightsError
 from ldm_tutor.models.autoencoder import Autoencoder
 from ldm_tutor.models.bert_encoder import BertEncoder
-from ldm_tutor.models.clip import Clip, check_tokenizer
+from ldm_tutor.models.clip import Clip
 from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.models.unet import UNet
@@ -33,6 +33,7 @@ from ldm_tutor.sampling.noise import PictureNoise
 from ldm_tutor.sampling.steps import timestep_grid
 from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Context, Latents, Pictures
+from ldm_tutor.weights.course_clip import load_course_clip
 from ldm_tutor.weights.files import load_model, read_header
 from ldm_tutor.weights.shipped import resolve
 
@@ -374,7 +375,7 @@ def load_pipeline(folder: str | Path | None = None, device: str = "cpu") -> Pipe
     root = resolve(folder)
     paths = {kind: root / name for kind, name in PARTS.items()}
     autoencoder = load_model(paths["autoencoder"], "autoencoder", device=device)
-    clip = load_model(paths["clip"], "clip", device=device)
+    clip, tokenizer = load_course_clip(root, device)
     unet = load_model(paths["unet"], "unet", device=device)
     header = read_header(paths["unet"])
     objective = header["metadata"].get("objective", "noise")
@@ -382,7 +383,6 @@ def load_pipeline(folder: str | Path | None = None, device: str = "cpu") -> Pipe
         fix = "walk with ldm_tutor.sampling.velocity, as lesson 16 does"
         raise WeightsError(f"{paths['unet']}: what the U-Net answers with", given=objective, expected="noise", fix=fix)
     schedule = ScheduleConfig.from_dict(header["metadata"].get("schedule", ScheduleConfig().to_dict()))
-    tokenizer = Tokenizer.load(root / "tokenizer")
     try:
         config = ModelConfig(
             name=root.name,
@@ -394,5 +394,4 @@ def load_pipeline(folder: str | Path | None = None, device: str = "cpu") -> Pipe
         )
     except ConfigError as error:
         raise WeightsError(f"the parts in {root} do not fit together ({error})", fix="train them together") from error
-    check_tokenizer(tokenizer, clip, str(root))
     return Pipeline(config, tokenizer, clip, unet, autoencoder, NoiseSchedule(schedule))

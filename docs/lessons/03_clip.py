@@ -33,7 +33,6 @@ from ldm_tutor.data.scenes.datasets import render_scenes, to_float
 from ldm_tutor.data.scenes.objects import PALETTE
 from ldm_tutor.data.scenes.sampling import caption_for
 from ldm_tutor.data.scenes.world import COLORS, HELD_OUT, KINDS
-from ldm_tutor.evaluation import load_clip
 from ldm_tutor.lessons import lesson_03_kit as kit
 from ldm_tutor.lessons.checks import check, exercise, hint, solution
 from ldm_tutor.lessons.cost import cost_card
@@ -48,6 +47,7 @@ from ldm_tutor.models.text_encoder import TextEncoder
 from ldm_tutor.models.tokenizer import learn_merges, split_words, word_symbols
 from ldm_tutor.nn.transformer import causal_mask
 from ldm_tutor.plots.figures import bars, picture_grid, show
+from ldm_tutor.weights.course_clip import load_course_clip
 from ldm_tutor.widgets.similarity import similarity_explorer
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -71,7 +71,7 @@ course_map(3)
 # pictures below are *test* pictures. Nothing was trained on them.
 
 # %%
-shipped, tokenizer = load_clip()
+shipped, tokenizer = load_course_clip()
 test = render_scenes(1200, "test")
 chosen = distinct_batches(test.captions, test.scenes)[:1024]
 pictures, told = to_float(test.pictures[chosen]), [test.captions[i] for i in chosen]

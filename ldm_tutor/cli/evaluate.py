@@ -100,6 +100,7 @@ def evaluate(
 
     from ldm_tutor import evaluation
     from ldm_tutor.pipeline import load_pipeline
+    from ldm_tutor.weights.course_clip import load_course_clip
     from ldm_tutor.weights.shipped import resolve
 
     folder = resolve(weights_folder(weights))
@@ -108,7 +109,7 @@ def evaluate(
     if target == "judge":
         report = evaluation.evaluate_judge(evaluation.load_judge(folder, place), **settings)
     elif target == "clip":
-        report = evaluation.evaluate_clip(*evaluation.load_clip(folder, place), **settings)
+        report = evaluation.evaluate_clip(*load_course_clip(folder, place), **settings)
     elif target == "grounding":
         report = evaluation.evaluate_grounding(load_pipeline(folder, place), wrap=_bar(num), **settings)
     elif target == "autoencoder":

@@ -23,7 +23,7 @@ import torch
 from ldm_tutor.data.scenes.datasets import ScenePictures, render_scenes, to_float
 from ldm_tutor.data.scenes.words import parse
 from ldm_tutor.errors import ConfigError
-from ldm_tutor.evaluation import load_clip, load_judge
+from ldm_tutor.evaluation import load_judge
 from ldm_tutor.metrics.fid import frechet_distance, judge_features
 from ldm_tutor.metrics.pictures import psnr
 from ldm_tutor.metrics.reading import attribute_accuracy, read_pictures
@@ -42,6 +42,7 @@ from ldm_tutor.training.study import (
     run,
     seconds_side_by_side,
 )
+from ldm_tutor.weights.course_clip import load_course_clip
 from ldm_tutor.weights.files import atomic_file, load_model
 from ldm_tutor.weights.shipped import resolve, shipped_folder
 
@@ -148,7 +149,7 @@ def study(
 ) -> None:
     """Train the runs in turns, each to the first of `seconds`, then each to the second, and so on."""
     weights = resolve()
-    clip, tokenizer = load_clip(weights)
+    clip, tokenizer = load_course_clip(weights)
     exam, scenes = Exam(load_judge()), one_object(NUM_SCENES, "train")
     data = StudyData(scenes.pictures, tokenizer(scenes.captions)[:, None], tokenizer.empty(1), clip.text)
     runs = [Study(name, exam, data, tokenizer, autoencoders) for name in names]
@@ -176,7 +177,7 @@ def costs(folder: Path, autoencoders: Path, repeats: int = 5) -> Report:
     """Count and measure what each run's model costs, all of them in turns in this process, and write `costs.json`."""
     scenes = one_object(64, "train")
     weights = resolve()
-    clip, tokenizer = load_clip(weights)
+    clip, tokenizer = load_course_clip(weights)
     data = StudyData(scenes.pictures, tokenizer(scenes.captions)[:, None], tokenizer.empty(1), clip.text)
     context, empty = clip.text(tokenizer(scenes.captions[:8])).detach(), clip.text(tokenizer.empty(1)).detach()
     report: Report = {}

@@ -23,7 +23,6 @@ from ldm_tutor.errors import TutorError
 from ldm_tutor.lessons.lesson_13_worker import INPUTS
 from ldm_tutor.losses.denoising import noise_loss
 from ldm_tutor.models.autoencoder import DiagonalGaussian
-from ldm_tutor.models.tokenizer import Tokenizer
 from ldm_tutor.models.unet import UNet
 from ldm_tutor.nn.work import work_of
 from ldm_tutor.plots.figures import COLORS, figure_style
@@ -31,6 +30,7 @@ from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Tensor
 from ldm_tutor.training.bill import BACKWARD
 from ldm_tutor.training.stages.denoiser import cache_moments
+from ldm_tutor.weights.course_clip import load_course_clip
 from ldm_tutor.weights.files import load_model
 from ldm_tutor.weights.shipped import resolve
 
@@ -53,8 +53,8 @@ class Batches:
         folder = resolve()
         self.scenes = render_scenes(num_scenes, "train", 13)
         self.autoencoder = load_model(folder / "autoencoder.safetensors", "autoencoder")
-        self.text_encoder = load_model(folder / "clip.safetensors", "clip").text
-        self.tokenizer = Tokenizer.load(folder / "tokenizer")
+        clip, self.tokenizer = load_course_clip(folder)
+        self.text_encoder = clip.text
         self.moments = cache_moments(self.autoencoder, self.scenes.pictures, device=CPU, dtype=torch.float32)
         self.scale_factor = self.autoencoder.config.scale_factor
         self.tokens = self.tokenizer(self.scenes.captions)

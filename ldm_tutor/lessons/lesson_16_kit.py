@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ldm_tutor.errors import ConfigError
-from ldm_tutor.evaluation import load_clip, load_judge
+from ldm_tutor.evaluation import load_judge
 from ldm_tutor.lessons.lesson_11_kit import NUM_SCENES, Exam, Report, one_object, write_pictures, write_text
 from ldm_tutor.models.dit import DiTConfig
 from ldm_tutor.models.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ from ldm_tutor.schedule import NoiseSchedule
 from ldm_tutor.shapes import Latents, Pictures
 from ldm_tutor.training.objectives import FlowStage, VelocityStage
 from ldm_tutor.training.study import LatentSpace, Space, StudyData, StudyStage, build_stage, cost_of, run
+from ldm_tutor.weights.course_clip import load_course_clip
 from ldm_tutor.weights.files import load_model
 from ldm_tutor.weights.shipped import resolve, shipped_folder
 
@@ -139,7 +140,7 @@ class Study:
 def study(names: Sequence[str], folder: Path, scratch: Path, seconds: Sequence[float] = SECONDS) -> None:
     """Train the runs one after the other, on the latents and the sentences of the shipped model."""
     weights = resolve()
-    clip, tokenizer = load_clip(weights)
+    clip, tokenizer = load_course_clip(weights)
     space = LatentSpace(load_model(weights / "autoencoder.safetensors", "autoencoder"))
     exam, scenes = Exam(load_judge()), one_object(NUM_SCENES, "train")
     data = StudyData(scenes.pictures, tokenizer(scenes.captions)[:, None], tokenizer.empty(1), clip.text)

@@ -4,7 +4,7 @@ A linear probe (Alain and Bengio 2016, arXiv 1610.01644) learns from sentences w
 from the vector of the noun, and is then asked about pairs never seen. It shows what the vector says in a way that is
 easy to read; a U-Net reads the other tokens' vectors too, and may still fail where the probe does not.
 
-And how far apart are *left* and *right*? What CLIP hardly tells apart, a U-Net draws by chance (docs/training.md).
+And how far apart are *left* and *right*? What CLIP hardly tells apart, a U-Net hardly draws (docs/training.md).
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from ldm_tutor.training.stages.denoiser import DenoiserStage, cache_moments
 from ldm_tutor.weights import foreign
 from ldm_tutor.weights.clip_folder import load_clip
 from ldm_tutor.weights.compvis import save_compvis
+from ldm_tutor.weights.course_clip import load_course_clip
 from ldm_tutor.weights.diffusers_folder import INDEX, export_diffusers, read_config, read_tokenizer, read_weights
 from ldm_tutor.weights.files import atomic_file, load_model
 from ldm_tutor.weights.hub import local_place
@@ -80,7 +81,8 @@ def read_frozen(place: str | Path, preset: TrainingPreset) -> FrozenParts:
         autoencoder = start_weights(root, "autoencoder")
         tokenizer: Tokenizer | None = read_tokenizer(root / "tokenizer")
     elif (root / "clip.safetensors").is_file():
-        text, tokenizer = load_model(root / "clip.safetensors", "clip").text, Tokenizer.load(root / "tokenizer")
+        clip, tokenizer = load_course_clip(root)
+        text = clip.text
         if (root / "autoencoder.safetensors").is_file():
             autoencoder = load_model(root / "autoencoder.safetensors", "autoencoder")
     else:
